@@ -1,0 +1,217 @@
+//! Settings of topics and subscriptions, with their ranges and defaults.
+
+use crate::ErrorCode;
+
+/// Longest name, in bytes.
+pub const NAME_SIZE_BYTES_MAX: usize = 128;
+
+/// What is wrong with a setting; the text says what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// Names are 1 to 128 letters, digits, `-`, `_` and `.`, and start with a letter or digit.
+    #[error(
+        "{what} {name:?} is not a name: use 1 to 128 of A-Z a-z 0-9 - _ . and start with a letter or digit"
+    )]
+    Name {
+        /// Which name.
+        what: &'static str,
+        /// As it was given.
+        name: String,
+    },
+    /// A number out of its range.
+    #[error("{field} is {value}, and must be from {least} to {most}")]
+    Range {
+        /// The setting.
+        field: &'static str,
+        /// As it was given.
+        value: u64,
+        /// Smallest accepted.
+        least: u64,
+        /// Largest accepted.
+        most: u64,
+    },
+    /// A text longer than its limit.
+    #[error("{field} has {len} bytes, and at most {most} are accepted")]
+    Length {
+        /// The setting.
+        field: &'static str,
+        /// As it was given.
+        len: usize,
+        /// Most accepted.
+        most: usize,
+    },
+}
+
+impl SettingsError {
+    /// The refusal that a peer receives.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Name { .. } => ErrorCode::InvalidName,
+            Self::Range { .. } | Self::Length { .. } => ErrorCode::InvalidSettings,
+        }
+    }
+}
+
+/// A named channel that events are published to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Unique name.
+    pub name: String,
+    /// `source` of events that state none.
+    pub default_source: String,
+    /// `type` of events that state none.
+    pub default_type: String,
+    /// `datacontenttype` of events that state none.
+    pub default_content_type: String,
+}
+
+impl TopicSettings {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// The first setting out of its range.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        check_name("topic", &self.name)?;
+        for (field, text) in [
+            ("default_source", &self.default_source),
+            ("default_type", &self.default_type),
+            ("default_content_type", &self.default_content_type),
+        ] {
+            if text.len() > 255 {
+                return Err(SettingsError::Length { field, len: text.len(), most: 255 });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A subscriber's standing interest in one topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionSettings {
+    /// Unique name.
+    pub name: String,
+    /// Name of the topic.
+    pub topic: String,
+    /// Most attempts running at once, over all hosts and cores. Exact. 0 means no limit beyond credit.
+    pub max_concurrent_dispatches: u32,
+    /// An attempt without a result after this long has failed, retryably.
+    pub attempt_deadline_ms: u64,
+    /// Most attempts of one task, the first included.
+    pub max_attempts: u32,
+    /// Delay before the second attempt.
+    pub min_backoff_ms: u64,
+    /// Largest delay between attempts.
+    pub max_backoff_ms: u64,
+    /// After this many doublings the delay grows linearly, by the last doubled step.
+    pub max_doublings: u32,
+    /// Share of each delay that is random, in thousandths: the delay lies between (1 - jitter) and 1 times itself.
+    pub jitter_permille: u32,
+}
+
+impl Default for SubscriptionSettings {
+    fn default() -> Self {
+        SubscriptionSettings {
+            name: String::new(),
+            topic: String::new(),
+            max_concurrent_dispatches: 0,
+            attempt_deadline_ms: 30_000,
+            max_attempts: 16,
+            min_backoff_ms: 1_000,
+            max_backoff_ms: 3_600_000,
+            max_doublings: 16,
+            jitter_permille: 200,
+        }
+    }
+}
+
+impl SubscriptionSettings {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// The first setting out of its range.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        check_name("subscription", &self.name)?;
+        check_name("topic", &self.topic)?;
+        let day_ms = 86_400_000;
+        check_range("max_concurrent_dispatches", self.max_concurrent_dispatches.into(), 0, 16_000_000)?;
+        check_range("attempt_deadline_ms", self.attempt_deadline_ms, 100, day_ms)?;
+        check_range("max_attempts", self.max_attempts.into(), 1, 65_535)?;
+        check_range("min_backoff_ms", self.min_backoff_ms, 1, 7 * day_ms)?;
+        check_range("max_backoff_ms", self.max_backoff_ms, self.min_backoff_ms, 7 * day_ms)?;
+        check_range("max_doublings", self.max_doublings.into(), 0, 32)?;
+        check_range("jitter_permille", self.jitter_permille.into(), 0, 1_000)
+    }
+
+    /// Delay after failed attempt number `attempt` (from 1), before jitter.
+    ///
+    /// Doubles from `min_backoff_ms` for `max_doublings` times, then grows by the last doubled step,
+    /// and never exceeds `max_backoff_ms` (the rule of Cloud Tasks' retry configuration).
+    #[must_use]
+    pub fn backoff_ms(&self, attempt: u32) -> u64 {
+        let nth = attempt.saturating_sub(1);
+        let doublings = nth.min(self.max_doublings).min(63);
+        let step = self.min_backoff_ms.saturating_mul(1 << doublings);
+        let linear = u64::from(nth - nth.min(self.max_doublings));
+        step.saturating_add(step.saturating_mul(linear)).min(self.max_backoff_ms)
+    }
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<(), SettingsError> {
+    let legal = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let starts = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if legal && starts && name.len() <= NAME_SIZE_BYTES_MAX {
+        return Ok(());
+    }
+    // Hostile names may be long: the message repeats only their beginning.
+    Err(SettingsError::Name { what, name: name.chars().take(40).collect() })
+}
+
+fn check_range(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), SettingsError> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(SettingsError::Range { field, value, least, most })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_then_grows_linearly_then_stays() {
+        let settings = SubscriptionSettings {
+            min_backoff_ms: 10,
+            max_backoff_ms: 200,
+            max_doublings: 3,
+            ..SubscriptionSettings::default()
+        };
+        let delays: Vec<u64> = (1..=8).map(|attempt| settings.backoff_ms(attempt)).collect();
+        assert_eq!(delays, [10, 20, 40, 80, 160, 200, 200, 200]);
+    }
+
+    #[test]
+    fn backoff_never_overflows() {
+        let settings = SubscriptionSettings {
+            min_backoff_ms: 7 * 86_400_000,
+            max_backoff_ms: 7 * 86_400_000,
+            max_doublings: 32,
+            ..SubscriptionSettings::default()
+        };
+        assert_eq!(settings.backoff_ms(u32::MAX), settings.max_backoff_ms);
+    }
+
+    #[test]
+    fn names_and_ranges_are_checked() {
+        let good =
+            SubscriptionSettings { name: "s".into(), topic: "t".into(), ..SubscriptionSettings::default() };
+        assert_eq!(good.validate(), Ok(()));
+        for name in ["", "-a", "a b", "ä", &"x".repeat(129)] {
+            let bad = SubscriptionSettings { name: name.into(), ..good.clone() };
+            assert!(matches!(bad.validate(), Err(SettingsError::Name { .. })), "{name}");
+        }
+        let bad = SubscriptionSettings { max_backoff_ms: 1, ..good };
+        assert_eq!(bad.validate().map_err(|e| e.code()), Err(ErrorCode::InvalidSettings));
+    }
+}
