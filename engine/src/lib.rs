@@ -1,1 +1,29 @@
-//! placeholder
+//! The shard: the durable state of its events, the timing wheel, and the decisions about both.
+//!
+//! [`Shard`] is a synchronous, deterministic state machine without I/O. [`Shard::step`] takes one input and
+//! decides; what it decides becomes records ([`record`]) in [`Effects`]. When the records are durable,
+//! [`Shard::apply_block`] changes the durable state, and only that does, live and in recovery alike.
+//! [`Shard::maintain`] ends every turn: it fires what is due and lets the router pick.
+//!
+//! Invariants, all asserted by [`Shard::check`]:
+//! * every pending event has exactly one table entry, one payload, one live count in its block;
+//! * nothing is offered to a router before the wall clock has reached its due millisecond;
+//! * a record that ends an event is written at most once for it.
+//!
+//! Left out on purpose: the log and its blocks (`wal`), sessions and frames (`frontend`, `delivery`),
+//! threads and clocks (`node`).
+#![forbid(unsafe_code)]
+
+mod effects;
+mod payload;
+pub mod record;
+mod registry;
+mod shard;
+mod table;
+pub mod wheel;
+
+pub use effects::{
+    AdminRequest, CancelVerdict, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket,
+};
+pub use registry::{Registry, Subscription, Topic, owner_of};
+pub use shard::{Shard, ShardConfig, ShardStats};

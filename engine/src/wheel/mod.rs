@@ -1,0 +1,347 @@
+//! The timing wheel: which keys are due, in order, and when to look again.
+//!
+//! Four levels of 4,096 slots, 1 ms to 99 days wide; the farthest slot lies more than a thousand years
+//! ahead. A slot is an append-only stack of 8-byte keys. The wheel stores no due times and forgets
+//! nothing on a cancel: wherever it meets a key, it asks the owner's table, and a key whose due time is
+//! gone or another one vanishes. So cancelling and rescheduling cost the owner's table only, and an
+//! entry costs 8.3 bytes. `docs/decisions/0003-wheel.md` has the measured alternative.
+//!
+//! What holds:
+//! * A key is never yielded before its tick, and never twice for one insertion.
+//! * One call yields the smallest keys by (due tick, key) of all that are due, up to its limit, whatever
+//!   the order of insertion.
+//! * Entries move down a level gradually, ahead of need, in proportion to the time that passes; only a
+//!   jump of the time beyond the current window moves a whole slot at once.
+//!
+//! Left out on purpose: clocks, threads, and what a key means.
+
+mod chunks;
+mod level;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use chunks::Chunks;
+use level::{Level, WINDOW_BITS, shift};
+
+/// A moment of the wall clock in milliseconds since the Unix epoch: the wheel's resolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tick(pub u64);
+
+impl Tick {
+    /// Largest tick that a wheel accepts: what 48 bits hold, as in an event's id.
+    pub const MAX: Tick = Tick((1 << 48) - 1);
+}
+
+const LEVELS: usize = 4;
+const TOP: usize = LEVELS - 1;
+
+/// Farthest slot of the top level that an entry is put into, counted from the current one. What is due
+/// later still waits there, and is placed again when that slot's time comes.
+const TOP_AHEAD_MAX: u64 = (1 << WINDOW_BITS) - 1;
+
+const _: () = assert!(
+    TOP_AHEAD_MAX << shift(TOP) > 20 * 366 * 86_400_000,
+    "the horizon holds the longest delay with slack"
+);
+
+/// Keys met in one call beyond its limit, per key of the limit: what a crowd of cancelled keys costs at most.
+const DEAD_PER_YIELD: usize = 4;
+
+/// Entries of the run kept allocated between calls.
+const RUN_KEPT: usize = 1 << 16;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    tick: u64,
+    key: u64,
+}
+
+/// Keys by due time. See the module's documentation for what holds.
+pub struct Wheel {
+    levels: [Level; LEVELS],
+    chunks: Chunks,
+    /// First tick whose slot was not emptied yet: every entry in a slot is due here or later.
+    cursor: u64,
+    /// What is due, in order, from `run_head` on.
+    run: Vec<Due>,
+    run_head: usize,
+    /// Inserted when already due, not yet merged into the run.
+    fresh: Vec<Due>,
+    /// Entries in slots.
+    stored: usize,
+}
+
+impl fmt::Debug for Wheel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wheel")
+            .field("cursor", &self.cursor)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Wheel {
+    /// An empty wheel whose time is `now`.
+    ///
+    /// # Panics
+    /// If `now` is later than [`Tick::MAX`].
+    #[must_use]
+    pub fn new(now: Tick) -> Self {
+        assert!(now <= Tick::MAX, "the wheel's time fits 48 bits");
+        Wheel {
+            levels: std::array::from_fn(|_| Level::new()),
+            chunks: Chunks::default(),
+            cursor: now.0,
+            run: Vec::new(),
+            run_head: 0,
+            fresh: Vec::new(),
+            stored: 0,
+        }
+    }
+
+    /// Adds a key. One that is due already is yielded by the next [`Wheel::advance`].
+    ///
+    /// From now on, and until the key was yielded, the owner's `due_of(key)` answers `due`, or nothing
+    /// once the key is cancelled. To reschedule, change that answer and insert again: the older entry
+    /// vanishes by itself.
+    ///
+    /// # Panics
+    /// If `due` is later than [`Tick::MAX`].
+    #[inline]
+    pub fn insert(&mut self, due: Tick, key: u64) {
+        assert!(due <= Tick::MAX, "a due time fits 48 bits");
+        if due.0 < self.cursor {
+            self.fresh.push(Due { tick: due.0, key });
+        } else {
+            self.place(due.0, key);
+            self.stored += 1;
+        }
+    }
+
+    /// Moves the time forward to `to` and appends to `out` every key that is due by then, ordered by due
+    /// tick, then by key, at most `limit` of them. Answers whether more is due: then call again.
+    ///
+    /// `due_of` is the owner's table: the due time of a key, or `None` for one that is cancelled. It is
+    /// asked right before a key is yielded, and each time an entry moves down a level. A `to` before that
+    /// of an earlier call counts as that one. A call that met many cancelled keys may answer that more is
+    /// due although it yielded fewer than `limit`.
+    pub fn advance(
+        &mut self,
+        to: Tick,
+        limit: usize,
+        mut due_of: impl FnMut(u64) -> Option<Tick>,
+        out: &mut Vec<u64>,
+    ) -> bool {
+        let to = to.min(Tick::MAX).0;
+        let from = self.cursor;
+        let mut due_of = |key| due_of(key).map(|tick| tick.0);
+        self.merge_fresh();
+        let more = self.yield_due(to, limit, &mut due_of, out);
+        self.spread(from, &mut due_of);
+        if self.stored == 0 && self.chunks.memory_bytes() > 0 && !more {
+            self.chunks.release();
+        }
+        more
+    }
+
+    fn yield_due(
+        &mut self,
+        to: u64,
+        limit: usize,
+        due_of: &mut impl FnMut(u64) -> Option<u64>,
+        out: &mut Vec<u64>,
+    ) -> bool {
+        let mut yields_left = limit;
+        let mut looks_left = limit.saturating_mul(DEAD_PER_YIELD);
+        loop {
+            let take = (self.run.len() - self.run_head).min(yields_left).min(looks_left);
+            let before = out.len();
+            let batch = &self.run[self.run_head..self.run_head + take];
+            out.extend(batch.iter().filter(|d| due_of(d.key) == Some(d.tick)).map(|d| d.key));
+            self.run_head += take;
+            yields_left -= out.len() - before;
+            looks_left -= take;
+            let exhausted = yields_left == 0 || looks_left == 0;
+            if self.run_head < self.run.len() {
+                if exhausted {
+                    return true;
+                }
+                continue;
+            }
+            self.clear_run();
+            if exhausted {
+                return self.next_due().is_some_and(|next| next.0 <= to);
+            }
+            if !self.next_tick(to, due_of) {
+                return false;
+            }
+        }
+    }
+
+    /// Fills the run with the next tick's keys, or moves nearer to it. False once the time is `to`.
+    fn next_tick(&mut self, to: u64, due_of: &mut impl FnMut(u64) -> Option<u64>) -> bool {
+        if self.cursor > to {
+            return false;
+        }
+        let window_end = ((self.cursor >> WINDOW_BITS) + 1) << WINDOW_BITS;
+        match self.levels[0].first_occupied(self.cursor) {
+            Some(tick) if tick < window_end && tick <= to => {
+                self.take_tick(tick);
+                self.set_cursor(tick + 1, due_of);
+            }
+            Some(tick) if tick < window_end => self.set_cursor(to + 1, due_of),
+            // This window is empty, so nothing is due before the lowest slot of all levels.
+            _ => {
+                let next = self.lowest_slot().map_or(to + 1, |next| next.max(window_end).min(to + 1));
+                self.set_cursor(next, due_of);
+            }
+        }
+        true
+    }
+
+    /// When [`Wheel::advance`] should next be called: nothing is due before. It is the next due tick
+    /// itself where that lies within 2 seconds, unless its key was cancelled; a slot's start farther out.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Tick> {
+        let waiting = self.run.get(self.run_head).into_iter().chain(&self.fresh).map(|d| d.tick).min();
+        waiting.or_else(|| self.lowest_slot()).map(Tick)
+    }
+
+    /// Entries held. Cancelled and rescheduled ones count until the wheel meets them.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.stored + self.run.len() - self.run_head + self.fresh.len()
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes allocated. Those of yielded entries are reused, and given back once the wheel is empty.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.levels.iter().map(Level::memory_bytes).sum::<usize>()
+            + self.chunks.memory_bytes()
+            + (self.run.capacity() + self.fresh.capacity()) * size_of::<Due>()
+    }
+
+    #[inline]
+    fn place(&mut self, due: u64, key: u64) {
+        for level in 0..TOP {
+            let window = shift(level + 1);
+            if (due >> window) - (self.cursor >> window) <= 1 {
+                return self.levels[level].push(due >> shift(level), key, &mut self.chunks);
+            }
+        }
+        let farthest = (self.cursor >> shift(TOP)) + TOP_AHEAD_MAX;
+        self.levels[TOP].push((due >> shift(TOP)).min(farthest), key, &mut self.chunks);
+    }
+
+    /// First tick at which an entry in a slot can be due.
+    fn lowest_slot(&self) -> Option<u64> {
+        let starts = self.levels.iter().enumerate().filter_map(|(level, ring)| {
+            Some(ring.first_occupied(self.cursor >> shift(level))? << shift(level))
+        });
+        starts.min().map(|start| start.max(self.cursor))
+    }
+
+    /// Moves the keys of one tick into the run, which is empty.
+    fn take_tick(&mut self, tick: u64) {
+        self.run.reserve(self.levels[0].slot_len(tick));
+        while let Some(key) = self.levels[0].pop(tick, &mut self.chunks) {
+            self.run.push(Due { tick, key });
+        }
+        self.stored -= self.run.len();
+        self.run.sort_unstable_by_key(|d| d.key);
+        // A key that was rescheduled away and back has two entries.
+        self.run.dedup();
+    }
+
+    /// Merges late insertions into the run. What is in the run already is moved only from the first
+    /// place where one belongs, so that a large backlog is not sorted again at each call.
+    fn merge_fresh(&mut self) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        self.fresh.sort_unstable();
+        self.fresh.dedup();
+        if self.run_head * 2 >= self.run.len() {
+            self.run.drain(..self.run_head);
+            self.run_head = 0;
+        }
+        let first = self.fresh[0];
+        let at = self.run_head + self.run[self.run_head..].partition_point(|d| *d < first);
+        let Wheel { run, fresh, .. } = self;
+        // What is already there needs no second entry.
+        fresh.retain(|d| run[at..].binary_search(d).is_err());
+        let sorted = at == run.len();
+        run.append(fresh);
+        if !sorted {
+            // Two ascending runs: the stable sort recognises and merges them in linear time.
+            run[at..].sort();
+        }
+    }
+
+    fn clear_run(&mut self) {
+        self.run.clear();
+        self.run_head = 0;
+        if self.run.capacity() > RUN_KEPT {
+            self.run.shrink_to(RUN_KEPT);
+        }
+    }
+
+    /// Moves the time to `cursor`, before which no slot holds entries, and brings down what the levels
+    /// above hold for the windows that this enters.
+    fn set_cursor(&mut self, cursor: u64, due_of: &mut impl FnMut(u64) -> Option<u64>) {
+        let before = std::mem::replace(&mut self.cursor, cursor);
+        for level in (0..TOP).rev() {
+            let window = cursor >> shift(level + 1);
+            if window != before >> shift(level + 1) {
+                self.bring_down(level + 1, window, usize::MAX, due_of);
+            }
+        }
+    }
+
+    /// Moves at most `most` entries of a slot to the levels below.
+    fn bring_down(
+        &mut self,
+        level: usize,
+        number: u64,
+        most: usize,
+        due_of: &mut impl FnMut(u64) -> Option<u64>,
+    ) {
+        for _ in 0..most {
+            let Some(key) = self.levels[level].pop(number, &mut self.chunks) else { return };
+            self.stored -= 1;
+            let Some(due) = due_of(key) else { continue };
+            // A due time outside the slot is that of a rescheduled key, which has another entry. Only the
+            // top level also holds entries that are due later than their slot.
+            let slot = due >> shift(level);
+            if due >= self.cursor && (slot == number || (slot > number && level == TOP)) {
+                self.place(due, key);
+                self.stored += 1;
+            }
+        }
+    }
+
+    /// Brings down a share of what the next windows will need: as much of the rest as the time that
+    /// passed since `from` is of the time left in the window.
+    fn spread(&mut self, from: u64, due_of: &mut impl FnMut(u64) -> Option<u64>) {
+        for level in (0..TOP).rev() {
+            let window = self.cursor >> shift(level + 1);
+            let waiting = self.levels[level + 1].slot_len(window + 1) as u64;
+            if waiting == 0 {
+                continue;
+            }
+            let passed = self.cursor - from.max(window << shift(level + 1));
+            let left = ((window + 1) << shift(level + 1)) - self.cursor;
+            let share = u128::from(waiting) * u128::from(passed) / u128::from(passed + left);
+            let most = share as usize + usize::from(passed > 0);
+            self.bring_down(level + 1, window + 1, most, due_of);
+        }
+    }
+}

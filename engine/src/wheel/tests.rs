@@ -1,0 +1,238 @@
+//! The wheel against a model that does everything the slow and obvious way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::{Tick, Wheel};
+
+/// The owner's table and the keys that wait, as plain sets.
+struct Model {
+    wheel: Wheel,
+    due_of: BTreeMap<u64, u64>,
+    waiting: BTreeSet<(u64, u64)>,
+    now: u64,
+}
+
+impl Model {
+    fn new(now: u64) -> Self {
+        Model { wheel: Wheel::new(Tick(now)), due_of: BTreeMap::new(), waiting: BTreeSet::new(), now }
+    }
+
+    fn insert(&mut self, key: u64, due: u64) {
+        if let Some(before) = self.due_of.insert(key, due) {
+            self.waiting.remove(&(before, key));
+        }
+        self.waiting.insert((due, key));
+        self.wheel.insert(Tick(due), key);
+    }
+
+    fn cancel(&mut self, key: u64) {
+        if let Some(due) = self.due_of.remove(&key) {
+            self.waiting.remove(&(due, key));
+        }
+    }
+
+    /// One call, compared with the model's answer.
+    fn advance(&mut self, by: u64, limit: usize) -> bool {
+        self.now += by;
+        let mut out = Vec::new();
+        let due_of = &self.due_of;
+        let more =
+            self.wheel.advance(Tick(self.now), limit, |key| due_of.get(&key).copied().map(Tick), &mut out);
+        let expected: Vec<(u64, u64)> =
+            self.waiting.range(..=(self.now, u64::MAX)).take(limit).copied().collect();
+        let keys: Vec<u64> = expected.iter().map(|(_, key)| *key).collect();
+        if more {
+            // A call may end early among cancelled keys, but never with the wrong keys.
+            assert!(keys.starts_with(&out), "{out:?} instead of {keys:?}");
+        } else {
+            assert_eq!(out, keys);
+        }
+        for due in &expected[..out.len()] {
+            self.waiting.remove(due);
+        }
+        let left = self.waiting.first().map(|(due, _)| *due);
+        assert!(more || left.is_none_or(|due| due > self.now), "due {left:?} is left at {}", self.now);
+        if let Some(due) = left {
+            let next = self.wheel.next_due().expect("something waits");
+            assert!(next.0 <= due, "the next call would be at {next:?}, and {due} is due before");
+        }
+        assert!(self.wheel.len() >= self.waiting.len());
+        more
+    }
+
+    fn advance_fully(&mut self, by: u64, limit: usize) {
+        let mut by = by;
+        while self.advance(by, limit) {
+            by = 0;
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Insert { key: u64, delay: i64 },
+    Again { key: u64 },
+    Cancel { key: u64 },
+    Advance { by: u64, limit: usize },
+    AdvanceFully { by: u64, limit: usize },
+    FollowNextDue,
+}
+
+/// Times around every border: ticks, windows, levels, decades.
+fn span() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        4 => 0..8u64,
+        4 => 0..5_000u64,
+        2 => 0..10_000_000u64,
+        2 => 0..20_000_000_000u64,
+        1 => 0..330_000_000_000u64,
+        2 => (0..40u32, 0..3u64).prop_map(|(bits, near)| (1u64 << bits) + near - 1),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let key = || 0..40u64;
+    prop_oneof![
+        6 => (key(), span(), 0..10u8).prop_map(|(key, delay, past)| Op::Insert {
+            key,
+            delay: if past == 0 { -((delay % 10_000) as i64) } else { delay as i64 },
+        }),
+        1 => key().prop_map(|key| Op::Again { key }),
+        2 => key().prop_map(|key| Op::Cancel { key }),
+        3 => (span(), 0..6usize).prop_map(|(by, limit)| Op::Advance { by, limit }),
+        2 => (span(), 1..6usize).prop_map(|(by, limit)| Op::AdvanceFully { by, limit }),
+        2 => Just(Op::FollowNextDue),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_wheel_yields_what_the_model_yields(
+        start in prop_oneof![Just(0u64), Just((1 << 41) - 3), 1_700_000_000_000..1_900_000_000_000u64],
+        ops in prop::collection::vec(op(), 1..120),
+    ) {
+        let mut model = Model::new(start);
+        for op in ops {
+            match op {
+                Op::Insert { key, delay } => {
+                    let due = model.now.saturating_add_signed(delay);
+                    model.insert(key, due);
+                }
+                // Away and back: two entries of one due time, and one yield.
+                Op::Again { key } => {
+                    if let Some(&due) = model.due_of.get(&key) {
+                        model.insert(key, due + 3_000);
+                        model.insert(key, due);
+                    }
+                }
+                Op::Cancel { key } => model.cancel(key),
+                Op::Advance { by, limit } => {
+                    model.advance(by, limit);
+                }
+                Op::AdvanceFully { by, limit } => model.advance_fully(by, limit),
+                Op::FollowNextDue => {
+                    if let Some(next) = model.wheel.next_due() {
+                        model.advance_fully(next.0.saturating_sub(model.now), 3);
+                    }
+                }
+            }
+        }
+        // Only those who follow the wheel's own advice must also reach the end.
+        while let Some(next) = model.wheel.next_due() {
+            model.advance_fully(next.0.saturating_sub(model.now), 7);
+        }
+        prop_assert!(model.waiting.is_empty());
+        prop_assert!(model.wheel.is_empty());
+    }
+
+    #[test]
+    fn steady_time_yields_what_the_model_yields(
+        delays in prop::collection::vec((0..9_000u64, 0..12u64), 1..400),
+        step in 1..40u64,
+    ) {
+        let mut model = Model::new(1_800_000_000_000);
+        for (key, (delay, pause)) in delays.into_iter().enumerate() {
+            model.insert(key as u64, model.now + delay);
+            model.advance_fully(pause, 2);
+        }
+        while !model.wheel.is_empty() {
+            model.advance_fully(step, 3);
+        }
+        prop_assert!(model.waiting.is_empty());
+    }
+}
+
+#[test]
+fn a_million_keys_of_one_tick_come_out_in_bounded_calls() {
+    let mut wheel = Wheel::new(Tick(1_000));
+    for key in (0..1_000_000).rev() {
+        wheel.insert(Tick(5_000_000), key);
+    }
+    let mut out = Vec::new();
+    assert!(!wheel.advance(Tick(4_999_999), 10_000, |_| Some(Tick(5_000_000)), &mut out));
+    assert!(out.is_empty(), "never early");
+    let mut calls = 0;
+    while wheel.advance(Tick(5_000_000), 10_000, |_| Some(Tick(5_000_000)), &mut out) {
+        calls += 1;
+        assert_eq!(out.len(), calls * 10_000);
+    }
+    assert!(out.iter().copied().eq(0..1_000_000));
+}
+
+#[test]
+fn a_crowd_of_cancelled_keys_does_not_hold_a_call() {
+    let mut wheel = Wheel::new(Tick(0));
+    for key in 0..100_000 {
+        wheel.insert(Tick(10), key);
+    }
+    let (mut looks, mut out) = (0, Vec::new());
+    let look = |key| {
+        looks += 1;
+        (key == 99_999).then_some(Tick(10))
+    };
+    assert!(wheel.advance(Tick(10), 100, look, &mut out));
+    assert!(out.is_empty());
+    assert!(looks <= 400, "{looks} keys looked at for a limit of 100");
+}
+
+#[test]
+fn memory_is_near_that_of_the_keys_and_returns() {
+    let mut wheel = Wheel::new(Tick(0));
+    let empty = wheel.memory_bytes();
+    let count = 2_000_000;
+    for key in 0..count {
+        wheel.insert(Tick(1 + key * 7_919 % 3_600_000), key);
+    }
+    let per_entry = (wheel.memory_bytes() - empty) as f64 / count as f64;
+    assert!(per_entry < 9.0, "{per_entry} bytes an entry");
+    let mut out = Vec::new();
+    while wheel.advance(Tick(3_600_000), 10_000, |_| None, &mut out) {}
+    assert!(wheel.is_empty());
+    assert!(wheel.memory_bytes() < empty + (4 << 20), "an empty wheel keeps little");
+}
+
+#[test]
+fn entries_come_down_gradually_while_time_passes() {
+    let mut wheel = Wheel::new(Tick(0));
+    // All of them in the window from 4,096 on, which is entered from the one before.
+    for key in 0..100_000u64 {
+        wheel.insert(Tick(4_096 + key % 2_048), key);
+    }
+    let mut most = 0;
+    let mut out = Vec::new();
+    for now in 0..4_096 {
+        let mut looks = 0;
+        let look = |key: u64| {
+            looks += 1;
+            Some(Tick(4_096 + key % 2_048))
+        };
+        assert!(!wheel.advance(Tick(now), usize::MAX, look, &mut out));
+        most = most.max(looks);
+    }
+    assert!(out.is_empty());
+    assert!(most < 500, "{most} entries moved in one millisecond");
+}
