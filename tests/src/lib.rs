@@ -1,1 +1,6 @@
-//! placeholder
+//! Tests that look at the system from outside any one room.
+//!
+//! Ordinary functions and structures that tests, simulation and fuzz targets share; the tests are in `tests/tests`.
+#![forbid(unsafe_code)]
+
+pub mod fuzzing;
