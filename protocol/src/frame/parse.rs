@@ -1,0 +1,278 @@
+//! From a frame's FlatBuffer to its verified view.
+
+use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
+
+use super::{
+    AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, Durability, ErrorFrame, Events, Fixed, Frame,
+    FrameError, FrameKind, GoAway, Hello, Items, Page, PublishAck, PublishBatch, PushBatch, ResultBatch,
+    ShardCore, ShardMapInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList,
+    Welcome,
+};
+use crate::generated::wire;
+use crate::{
+    Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings, WallMs,
+};
+
+/// Deepest nesting of any frame is 4: `AdminReply`, a list, an entry, its settings.
+///
+/// The apparent size bounds the work on a hostile body whose offsets lead to the same bytes again and
+/// again: an honest one counts each byte once, and vtables once for every table that shares them.
+const VERIFIER: VerifierOptions = VerifierOptions {
+    max_depth: 8,
+    max_tables: 2_048,
+    max_apparent_size: 2 * FRAME_SIZE_BYTES_MAX,
+    ignore_missing_null_terminator: false,
+};
+
+/// Verifies a frame's bytes after its prefix.
+///
+/// # Errors
+/// [`FrameError::Malformed`], and no other.
+pub fn parse_body(kind: FrameKind, body: &[u8]) -> Result<Frame<'_>, FrameError> {
+    let malformed = |reason| FrameError::Malformed { kind, reason };
+    parse(kind, body).map_err(malformed)
+}
+
+type Parsed<T> = Result<T, &'static str>;
+
+fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
+    Ok(match kind {
+        FrameKind::Hello => {
+            let table = root::<wire::Hello<'_>>(body)?;
+            Frame::Hello(Hello { version: table.version(), client: table.client().unwrap_or_default() })
+        }
+        FrameKind::Welcome => Frame::Welcome(welcome(body)?),
+        FrameKind::PublishBatch => Frame::PublishBatch(publish_batch(body)?),
+        FrameKind::PublishAck => {
+            let table = root::<wire::PublishAck<'_>>(body)?;
+            Frame::PublishAck(PublishAck {
+                through_item: table.through_item(),
+                durability: Durability(table.durability()),
+                runs: items(table.runs())?,
+                exceptions: items(table.exceptions())?,
+            })
+        }
+        FrameKind::Subscribe => {
+            let table = root::<wire::Subscribe<'_>>(body)?;
+            Frame::Subscribe(Subscribe {
+                subscription: table.subscription().unwrap_or_default(),
+                credit: Credit { tasks: table.credit_tasks(), bytes: table.credit_bytes() },
+                running: items(table.running())?,
+            })
+        }
+        FrameKind::Subscribed => {
+            let table = root::<wire::Subscribed<'_>>(body)?;
+            Frame::Subscribed(Subscribed {
+                subscription: SubscriptionId(table.subscription_id()),
+                session_id: table.session_id(),
+                epoch: Epoch(table.epoch()),
+            })
+        }
+        FrameKind::PushBatch => Frame::PushBatch(push_batch(body)?),
+        FrameKind::ResultBatch => {
+            let results = items(root::<wire::ResultBatch<'_>>(body)?.results())?;
+            Frame::ResultBatch(ResultBatch { results })
+        }
+        FrameKind::Credit => {
+            let table = root::<wire::Credit<'_>>(body)?;
+            Frame::Credit(Credit { tasks: table.credit_tasks(), bytes: table.credit_bytes() })
+        }
+        FrameKind::Detach => root::<wire::Detach<'_>>(body).map(|_| Frame::Detach)?,
+        FrameKind::Detached => root::<wire::Detached<'_>>(body).map(|_| Frame::Detached)?,
+        FrameKind::Cancel => {
+            let table = root::<wire::Cancel<'_>>(body)?;
+            Frame::Cancel(Cancel { request: table.request(), events: items(table.events())? })
+        }
+        FrameKind::CancelReply => {
+            let table = root::<wire::CancelReply<'_>>(body)?;
+            Frame::CancelReply(CancelReply { request: table.request(), verdicts: items(table.verdicts())? })
+        }
+        FrameKind::Admin => {
+            let table = root::<wire::Admin<'_>>(body)?;
+            Frame::Admin { request: table.request(), body: admin_request(table)? }
+        }
+        FrameKind::AdminReply => {
+            let table = root::<wire::AdminReply<'_>>(body)?;
+            Frame::AdminReply { request: table.request(), body: admin_answer(table)? }
+        }
+        FrameKind::Error => {
+            let table = root::<wire::Error<'_>>(body)?;
+            Frame::Error(ErrorFrame {
+                request: table.request(),
+                code: table.code(),
+                retry_after_ms: table.retry_after_ms(),
+                message: table.message().unwrap_or_default(),
+            })
+        }
+        FrameKind::GoAway => {
+            let message = root::<wire::GoAway<'_>>(body)?.message().unwrap_or_default();
+            Frame::GoAway(GoAway { message })
+        }
+    })
+}
+
+fn root<'a, T: Follow<'a> + Verifiable + 'a>(body: &'a [u8]) -> Parsed<T::Inner> {
+    flatbuffers::root_with_opts::<T>(&VERIFIER, body).map_err(|_| "its FlatBuffer does not verify")
+}
+
+/// A vector's elements; one that is absent has none.
+fn items<'a, V: 'a, T: Fixed>(vector: Option<Vector<'a, V>>) -> Parsed<Items<'a, T>> {
+    let bytes = vector.map_or(&[][..], |vector| vector.bytes());
+    Items::from_wire(bytes).ok_or("an element has padding that is not zero, or an unknown code")
+}
+
+/// Events lie 8-aligned in their frame, so that a reader who wants their words need not copy them.
+fn events<'a>(body: &[u8], vector: Option<Vector<'a, u8>>, count: u32) -> Parsed<Events<'a>> {
+    let bytes = vector.map_or(&[][..], |vector| vector.bytes());
+    if count == 0 {
+        return Err("it holds no event");
+    }
+    if !(bytes.as_ptr().addr() - body.as_ptr().addr()).is_multiple_of(8) {
+        return Err("its events do not start at a multiple of 8");
+    }
+    Events::new(bytes, count).ok_or("its events are not as many as it says, or do not fill their vector")
+}
+
+fn publish_batch(body: &[u8]) -> Parsed<PublishBatch<'_>> {
+    let table = root::<wire::PublishBatch<'_>>(body)?;
+    let first_item = table.first_item();
+    if first_item.checked_add(u64::from(table.count())).is_none() {
+        return Err("its items have numbers beyond 2^64");
+    }
+    let events = events(body, table.events(), table.count())?;
+    Ok(PublishBatch { topic: TopicId(table.topic_id()), first_item, events })
+}
+
+fn push_batch(body: &[u8]) -> Parsed<PushBatch<'_>> {
+    let table = root::<wire::PushBatch<'_>>(body)?;
+    let items: Items<'_, _> = items(table.items())?;
+    let events = events(body, table.events(), items.len() as u32)?;
+    Ok(PushBatch {
+        subscription: SubscriptionId(table.subscription_id()),
+        epoch: Epoch(table.epoch()),
+        items,
+        events,
+    })
+}
+
+fn welcome(body: &[u8]) -> Parsed<Welcome<'_>> {
+    let table = root::<wire::Welcome<'_>>(body)?;
+    Ok(Welcome {
+        version: table.version(),
+        node_id: table.node_id(),
+        epoch: Epoch(table.epoch()),
+        shard_count: table.shard_count(),
+        core_count: table.core_count(),
+        shards: items(table.shards())?,
+        event_size_bytes_max: table.event_size_max(),
+        frame_size_bytes_max: table.frame_size_max(),
+        wall: WallMs(table.wall_ms()),
+    })
+}
+
+fn admin_request(table: wire::Admin<'_>) -> Parsed<AdminRequest> {
+    if let Some(body) = table.body_as_create_topic() {
+        return Ok(AdminRequest::CreateTopic(topic_settings(body.settings())?));
+    }
+    if let Some(body) = table.body_as_get_topic() {
+        return Ok(AdminRequest::GetTopic { name: text(body.name()) });
+    }
+    if let Some(body) = table.body_as_list_topics() {
+        let page = Page { after_id: body.after_id(), count_max: body.count_max() };
+        return Ok(AdminRequest::ListTopics(page));
+    }
+    if let Some(body) = table.body_as_create_subscription() {
+        return Ok(AdminRequest::CreateSubscription(subscription_settings(body.settings())?));
+    }
+    if let Some(body) = table.body_as_get_subscription() {
+        return Ok(AdminRequest::GetSubscription { name: text(body.name()) });
+    }
+    if let Some(body) = table.body_as_list_subscriptions() {
+        let page = Page { after_id: body.after_id(), count_max: body.count_max() };
+        return Ok(AdminRequest::ListSubscriptions(page));
+    }
+    if table.body_as_shard_map().is_some() {
+        return Ok(AdminRequest::ShardMap);
+    }
+    Err("it has no body of a known type")
+}
+
+fn admin_answer(table: wire::AdminReply<'_>) -> Parsed<AdminAnswer> {
+    if let Some(body) = table.body_as_topic_info() {
+        return Ok(AdminAnswer::Topic(topic_info(body)?));
+    }
+    if let Some(body) = table.body_as_topic_list() {
+        let topics = list(body.topics(), topic_info)?;
+        return Ok(AdminAnswer::Topics(TopicList { topics, more: body.more() }));
+    }
+    if let Some(body) = table.body_as_subscription_info() {
+        return Ok(AdminAnswer::Subscription(subscription_info(body)?));
+    }
+    if let Some(body) = table.body_as_subscription_list() {
+        let subscriptions = list(body.subscriptions(), subscription_info)?;
+        return Ok(AdminAnswer::Subscriptions(SubscriptionList { subscriptions, more: body.more() }));
+    }
+    if let Some(body) = table.body_as_shard_map_info() {
+        let shards: Items<'_, ShardCore> = items(body.shards())?;
+        return Ok(AdminAnswer::ShardMap(ShardMapInfo {
+            epoch: Epoch(body.epoch()),
+            shard_count: body.shard_count(),
+            core_count: body.core_count(),
+            shards: shards.iter().collect(),
+        }));
+    }
+    Err("it has no body of a known type")
+}
+
+fn list<'a, E: Follow<'a, Inner = E> + 'a, T>(
+    entries: Option<Vector<'a, ForwardsUOffset<E>>>,
+    read: impl Fn(E) -> Parsed<T>,
+) -> Parsed<Vec<T>> {
+    entries.map_or_else(|| Ok(Vec::new()), |entries| entries.iter().map(read).collect())
+}
+
+fn topic_info(table: wire::TopicInfo<'_>) -> Parsed<TopicInfo> {
+    Ok(TopicInfo {
+        topic: TopicId(table.topic_id()),
+        version: table.version(),
+        settings: topic_settings(table.settings())?,
+    })
+}
+
+fn subscription_info(table: wire::SubscriptionInfo<'_>) -> Parsed<SubscriptionInfo> {
+    Ok(SubscriptionInfo {
+        subscription: SubscriptionId(table.subscription_id()),
+        topic: TopicId(table.topic_id()),
+        version: table.version(),
+        settings: subscription_settings(table.settings())?,
+    })
+}
+
+fn topic_settings(table: Option<wire::TopicSettings<'_>>) -> Parsed<TopicSettings> {
+    let table = table.ok_or("it has no settings")?;
+    Ok(TopicSettings {
+        name: text(table.name()),
+        default_source: text(table.default_source()),
+        default_type: text(table.default_type()),
+        default_content_type: text(table.default_content_type()),
+    })
+}
+
+fn subscription_settings(table: Option<wire::SubscriptionSettings<'_>>) -> Parsed<SubscriptionSettings> {
+    let table = table.ok_or("it has no settings")?;
+    Ok(SubscriptionSettings {
+        name: text(table.name()),
+        topic: text(table.topic()),
+        max_concurrent_dispatches: table.max_concurrent_dispatches(),
+        attempt_deadline_ms: table.attempt_deadline_ms(),
+        max_attempts: table.max_attempts(),
+        min_backoff_ms: table.min_backoff_ms(),
+        max_backoff_ms: table.max_backoff_ms(),
+        max_doublings: table.max_doublings(),
+        jitter_permille: table.jitter_permille(),
+    })
+}
+
+fn text(text: Option<&str>) -> String {
+    text.unwrap_or_default().to_owned()
+}

@@ -1,0 +1,225 @@
+//! One frame of every kind, and one of every body: what golden files hold and tests take apart.
+
+use std::sync::LazyLock;
+
+use super::*;
+use crate::event::{Due, EventSpec};
+use crate::{
+    AttemptResult, Epoch, EventId, Sequence, ShardId, SubscriptionId, SubscriptionSettings, Tag, TopicId,
+    TopicSettings, WallMs,
+};
+
+/// Three events of different shapes, back to back.
+static EVENTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut bytes = Vec::new();
+    let specs = [
+        EventSpec::new(Due::At(WallMs(1_800_000_000_123)), "order-1", b"hello"),
+        EventSpec {
+            ordering_key: b"customer-7",
+            ..EventSpec::new(Due::After(1_500), "order-2", &[0xab; 128])
+        },
+        EventSpec {
+            source: "/orders",
+            type_: "order.created",
+            extensions: &[("traceparent", "00-ab")],
+            ..EventSpec::new(Due::After(0), "order-3", b"")
+        },
+    ];
+    for spec in specs {
+        spec.encode(&mut bytes).expect("a valid event");
+    }
+    bytes
+});
+
+const RUNS: &[AckRun] = &[
+    AckRun { first_sequence: Sequence(1), accepted: WallMs(1_800_000_000_000), count: 2, shard: ShardId(0) },
+    AckRun { first_sequence: Sequence(77), accepted: WallMs(1_800_000_000_001), count: 1, shard: ShardId(1) },
+];
+const EXCEPTIONS: &[AckException] = &[
+    AckException { item: 11, retry_after_ms: 250, code: ErrorCode::ResourceExhausted as u16 },
+    AckException { item: 13, retry_after_ms: 0, code: ErrorCode::MalformedEvent as u16 },
+];
+const PUSHED: &[PushItem] = &[
+    PushItem {
+        tag: Tag(0x0102_0304_0506_0708),
+        sequence: Sequence(41),
+        schedule_time: WallMs(1_800_000_000_123),
+        deadline_ms: 30_000,
+        topic: TopicId(3),
+        shard: ShardId(5),
+        attempt: 1,
+    },
+    PushItem {
+        tag: Tag(2),
+        sequence: Sequence(42),
+        schedule_time: WallMs(1_800_000_000_124),
+        deadline_ms: 100,
+        topic: TopicId(3),
+        shard: ShardId(5),
+        attempt: 65_535,
+    },
+    PushItem {
+        tag: Tag(3),
+        sequence: Sequence((1 << 48) - 1),
+        schedule_time: WallMs(0),
+        deadline_ms: 1,
+        topic: TopicId(u32::MAX),
+        shard: ShardId(255),
+        attempt: 2,
+    },
+];
+const RESULTS: &[ResultItem] = &[
+    ResultItem { tag: Tag(0x0102_0304_0506_0708), retry_after_ms: 0, result: AttemptResult::Success },
+    ResultItem { tag: Tag(2), retry_after_ms: 5_000, result: AttemptResult::RetryableFailure },
+    ResultItem { tag: Tag(3), retry_after_ms: 0, result: AttemptResult::PermanentFailure },
+];
+const SHARDS: &[ShardCore] =
+    &[ShardCore { shard: ShardId(0), core: 0 }, ShardCore { shard: ShardId(1), core: 1 }];
+const IDS: &[EventId] = &[
+    EventId { shard: ShardId(1), sequence: Sequence(77), schedule_time_ms: 1_800_000_000_123 },
+    EventId { shard: ShardId(0), sequence: Sequence(1), schedule_time_ms: 1_800_000_001_500 },
+];
+const VERDICTS: &[CancelVerdict] = &[
+    CancelVerdict::Cancelled,
+    CancelVerdict::TooLate { state: TaskState::Running, attempt: 2 },
+    CancelVerdict::NotFound,
+];
+
+fn topic_info() -> TopicInfo {
+    let settings = TopicSettings {
+        name: "orders".into(),
+        default_source: "/orders".into(),
+        default_type: "order.created".into(),
+        default_content_type: "application/json".into(),
+    };
+    TopicInfo { topic: TopicId(3), version: 1, settings }
+}
+
+fn subscription_info() -> SubscriptionInfo {
+    let settings = SubscriptionSettings {
+        name: "billing".into(),
+        topic: "orders".into(),
+        max_concurrent_dispatches: 100,
+        attempt_deadline_ms: 5_000,
+        max_attempts: 4,
+        min_backoff_ms: 10,
+        max_backoff_ms: 20_000,
+        max_doublings: 3,
+        jitter_permille: 0,
+    };
+    SubscriptionInfo { subscription: SubscriptionId(9), topic: TopicId(3), version: 2, settings }
+}
+
+fn data_frames() -> Vec<(&'static str, Frame<'static>)> {
+    let events = Events::new(&EVENTS, 3).expect("three events");
+    vec![
+        ("03-publish-batch", Frame::PublishBatch(PublishBatch { topic: TopicId(3), first_item: 10, events })),
+        (
+            "04-publish-ack",
+            Frame::PublishAck(PublishAck {
+                through_item: 15,
+                durability: Durability::LOCAL_DISK,
+                runs: RUNS.into(),
+                exceptions: EXCEPTIONS.into(),
+            }),
+        ),
+        (
+            "07-push-batch",
+            Frame::PushBatch(PushBatch {
+                subscription: SubscriptionId(9),
+                epoch: Epoch(4),
+                items: PUSHED.into(),
+                events,
+            }),
+        ),
+        ("08-result-batch", Frame::ResultBatch(ResultBatch { results: RESULTS.into() })),
+    ]
+}
+
+fn admin_frames() -> Vec<(&'static str, Frame<'static>)> {
+    let page = Page { after_id: 3, count_max: 100 };
+    let topic = topic_info();
+    let subscription = subscription_info();
+    let shard_map = ShardMapInfo { epoch: Epoch(4), shard_count: 2, core_count: 2, shards: SHARDS.to_vec() };
+    let requests = [
+        ("14-admin-create-topic", AdminRequest::CreateTopic(topic.settings.clone())),
+        ("14-admin-get-topic", AdminRequest::GetTopic { name: "orders".into() }),
+        ("14-admin-list-topics", AdminRequest::ListTopics(page)),
+        ("14-admin-create-subscription", AdminRequest::CreateSubscription(subscription.settings.clone())),
+        ("14-admin-get-subscription", AdminRequest::GetSubscription { name: "billing".into() }),
+        ("14-admin-list-subscriptions", AdminRequest::ListSubscriptions(page)),
+        ("14-admin-shard-map", AdminRequest::ShardMap),
+    ];
+    let answers = [
+        ("15-admin-reply-topic", AdminAnswer::Topic(topic.clone())),
+        (
+            "15-admin-reply-topics",
+            AdminAnswer::Topics(TopicList { topics: vec![topic.clone(), topic], more: true }),
+        ),
+        ("15-admin-reply-subscription", AdminAnswer::Subscription(subscription.clone())),
+        (
+            "15-admin-reply-subscriptions",
+            AdminAnswer::Subscriptions(SubscriptionList { subscriptions: vec![subscription], more: false }),
+        ),
+        ("15-admin-reply-shard-map", AdminAnswer::ShardMap(shard_map)),
+    ];
+    let requests = requests.into_iter().map(|(name, body)| (name, Frame::Admin { request: 7, body }));
+    let answers = answers.into_iter().map(|(name, body)| (name, Frame::AdminReply { request: 7, body }));
+    requests.chain(answers).collect()
+}
+
+/// Each frame with the name of its golden file.
+pub(super) fn frames() -> Vec<(&'static str, Frame<'static>)> {
+    let mut frames = vec![
+        ("01-hello", Frame::Hello(Hello { version: 1, client: "escapement-rust/0.1.0" })),
+        (
+            "02-welcome",
+            Frame::Welcome(Welcome {
+                version: 1,
+                node_id: 0x0123_4567_89ab_cdef,
+                epoch: Epoch(4),
+                shard_count: 2,
+                core_count: 2,
+                shards: SHARDS.into(),
+                event_size_bytes_max: 262_144,
+                frame_size_bytes_max: 1_048_576,
+                wall: WallMs(1_800_000_000_000),
+            }),
+        ),
+        (
+            "05-subscribe",
+            Frame::Subscribe(Subscribe {
+                subscription: "billing",
+                credit: Credit { tasks: 1_024, bytes: 1_048_576 },
+                running: [Tag(2), Tag(3)].as_slice().into(),
+            }),
+        ),
+        (
+            "06-subscribed",
+            Frame::Subscribed(Subscribed {
+                subscription: SubscriptionId(9),
+                session_id: 12,
+                epoch: Epoch(4),
+            }),
+        ),
+        ("09-credit", Frame::Credit(Credit { tasks: 2_048, bytes: 4_194_304 })),
+        ("10-detach", Frame::Detach),
+        ("11-detached", Frame::Detached),
+        ("12-cancel", Frame::Cancel(Cancel { request: 6, events: IDS.into() })),
+        ("13-cancel-reply", Frame::CancelReply(CancelReply { request: 6, verdicts: VERDICTS.into() })),
+        (
+            "16-error",
+            Frame::Error(ErrorFrame {
+                request: 7,
+                code: ErrorCode::UnknownTopic as u16,
+                retry_after_ms: 0,
+                message: "no topic is called \"orders\": create it first",
+            }),
+        ),
+        ("17-go-away", Frame::GoAway(GoAway { message: "the node is draining" })),
+    ];
+    frames.extend(data_frames());
+    frames.extend(admin_frames());
+    frames.sort_by_key(|(name, _)| *name);
+    frames
+}
