@@ -22,10 +22,6 @@ mod decoder;
 mod events;
 mod items;
 mod parse;
-#[cfg(test)]
-mod samples;
-#[cfg(test)]
-mod tests;
 mod views;
 mod writer;
 

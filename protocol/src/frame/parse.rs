@@ -123,11 +123,9 @@ fn items<'a, V: 'a, T: Fixed>(vector: Option<Vector<'a, V>>) -> Parsed<Items<'a,
 
 /// Events lie 8-aligned in their frame, so that a reader who wants their words need not copy them.
 fn events<'a>(body: &[u8], vector: Option<Vector<'a, u8>>, count: u32) -> Parsed<Events<'a>> {
-    let bytes = vector.map_or(&[][..], |vector| vector.bytes());
-    if count == 0 {
-        return Err("it holds no event");
-    }
-    if !(bytes.as_ptr().addr() - body.as_ptr().addr()).is_multiple_of(8) {
+    let bytes = vector.filter(|_| count > 0).ok_or("it holds no event")?.bytes();
+    let at = bytes.as_ptr().addr() - body.as_ptr().addr();
+    if !at.is_multiple_of(8) {
         return Err("its events do not start at a multiple of 8");
     }
     Events::new(bytes, count).ok_or("its events are not as many as it says, or do not fill their vector")

@@ -2,11 +2,11 @@
 
 use std::sync::LazyLock;
 
-use super::*;
-use crate::event::{Due, EventSpec};
-use crate::{
-    AttemptResult, Epoch, EventId, Sequence, ShardId, SubscriptionId, SubscriptionSettings, Tag, TopicId,
-    TopicSettings, WallMs,
+use escapement_protocol::event::{Due, EventSpec};
+use escapement_protocol::frame::*;
+use escapement_protocol::{
+    AttemptResult, Epoch, ErrorCode, EventId, Sequence, ShardId, SubscriptionId, SubscriptionSettings, Tag,
+    TopicId, TopicSettings, WallMs,
 };
 
 /// Three events of different shapes, back to back.
@@ -169,7 +169,7 @@ fn admin_frames() -> Vec<(&'static str, Frame<'static>)> {
 }
 
 /// Each frame with the name of its golden file.
-pub(super) fn frames() -> Vec<(&'static str, Frame<'static>)> {
+pub(crate) fn frames() -> Vec<(&'static str, Frame<'static>)> {
     let mut frames = vec![
         ("01-hello", Frame::Hello(Hello { version: 1, client: "escapement-rust/0.1.0" })),
         (
@@ -222,4 +222,11 @@ pub(super) fn frames() -> Vec<(&'static str, Frame<'static>)> {
     frames.extend(admin_frames());
     frames.sort_by_key(|(name, _)| *name);
     frames
+}
+
+/// The frame's bytes, prefix included.
+pub(crate) fn encoded(frame: &Frame<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    FrameWriter::new().write(frame, &mut out).expect("a sample fits a frame");
+    out
 }
