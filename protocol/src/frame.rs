@@ -53,6 +53,9 @@ pub const PREFIX_SIZE_BYTES: usize = 8;
 /// Version in byte 5 of every frame.
 pub const FRAME_VERSION: u8 = 1;
 
+/// Most events in one frame: whatever becomes of them, one acknowledgement can say it.
+pub const BATCH_COUNT_MAX: u32 = 16_384;
+
 /// Shortest FlatBuffer there is: the offset of the root, a vtable without fields, a table without fields.
 pub const BODY_SIZE_BYTES_MIN: usize = 12;
 

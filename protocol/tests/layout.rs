@@ -406,3 +406,37 @@ fn a_batch_without_its_events_vector_is_refused() {
     let error = parse_body(FrameKind::PublishBatch, b.finished_data()).expect_err("refused");
     assert_eq!(error.code(), ErrorCode::MalformedFrame);
 }
+
+#[test]
+fn the_longest_answer_to_a_full_batch_fits_a_frame() {
+    let runs: Vec<AckRun> = (0..u64::from(BATCH_COUNT_MAX))
+        .map(|item| AckRun {
+            first_sequence: Sequence(item),
+            accepted: WallMs(1),
+            count: 1,
+            shard: ShardId((item % 2) as u16),
+        })
+        .collect();
+    let ack = PublishAck {
+        through_item: runs.len() as u64,
+        durability: Durability::LOCAL_DISK,
+        runs: Items::from(runs.as_slice()),
+        exceptions: Items::default(),
+    };
+    let bytes = encoded(&Frame::PublishAck(ack));
+    // Twice that still fits, so that answers left over from before may come along.
+    assert!(2 * bytes.len() <= escapement_protocol::FRAME_SIZE_BYTES_MAX, "{}", bytes.len());
+}
+
+#[test]
+fn a_frame_of_the_smallest_events_is_full_at_the_largest_count() {
+    let mut event = Vec::new();
+    EventSpec::new(Due::After(1), "a", b"").encode(&mut event).expect("valid");
+    let mut writer = PublishBatchWriter::new();
+    writer.begin(TopicId(1), 0);
+    while writer.fits(event.len()) {
+        writer.push(&event);
+    }
+    assert_eq!(writer.count(), BATCH_COUNT_MAX);
+    FrameDecoder::new().feed(&writer.finish_owned(), |_| Ok(())).expect("a full frame verifies");
+}

@@ -6,8 +6,8 @@
 //! ordinary FlatBuffers of the schema.
 
 use super::{
-    AckRun, Events, Fixed, FrameError, FrameKind, Items, PREFIX_SIZE_BYTES, Prefix, PublishAck, PublishBatch,
-    PushBatch, PushItem, ResultItem,
+    AckRun, BATCH_COUNT_MAX, Events, Fixed, FrameError, FrameKind, Items, PREFIX_SIZE_BYTES, Prefix,
+    PublishAck, PublishBatch, PushBatch, PushItem, ResultItem,
 };
 use crate::event::{EventError, EventSpec, padded_len, stated_len};
 use crate::{Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, TopicId};
@@ -238,6 +238,7 @@ impl<const HEAD_SIZE_BYTES: usize> Collected<HEAD_SIZE_BYTES> {
     /// Fills in prefix and head, once `frame` is complete.
     fn seal(&mut self, kind: FrameKind, head: [u8; HEAD_SIZE_BYTES]) {
         let prefix = Prefix { kind, len_bytes: self.frame.len() - PREFIX_SIZE_BYTES }.to_bytes();
+        let prefix = prefix.ok().filter(|_| self.count <= BATCH_COUNT_MAX);
         let prefix = prefix.expect("whoever collects a frame asks whether an event fits before adding it");
         self.frame[..PREFIX_SIZE_BYTES].copy_from_slice(&prefix);
         self.frame[PREFIX_SIZE_BYTES..Self::EVENTS_AT].copy_from_slice(&head);
@@ -288,7 +289,8 @@ impl PublishBatchWriter {
     /// Whether an event of that length still fits the frame.
     #[must_use]
     pub fn fits(&self, event_size_bytes: usize) -> bool {
-        self.collected.body_size_bytes() + padded_len(event_size_bytes) <= FRAME_SIZE_BYTES_MAX
+        self.count() < BATCH_COUNT_MAX
+            && self.collected.body_size_bytes() + padded_len(event_size_bytes) <= FRAME_SIZE_BYTES_MAX
     }
 
     /// Adds an encoded event, with or without its padding.
@@ -385,8 +387,9 @@ impl PushBatchWriter {
     /// Whether an attempt with an event of that length still fits the frame.
     #[must_use]
     pub fn fits(&self, event_size_bytes: usize) -> bool {
-        self.len_bytes() + PUSH_ITEM_SIZE_BYTES + padded_len(event_size_bytes)
-            <= PREFIX_SIZE_BYTES + FRAME_SIZE_BYTES_MAX
+        self.count() < BATCH_COUNT_MAX
+            && self.len_bytes() + PUSH_ITEM_SIZE_BYTES + padded_len(event_size_bytes)
+                <= PREFIX_SIZE_BYTES + FRAME_SIZE_BYTES_MAX
     }
 
     /// Adds an attempt and its event's bytes, with or without their padding.

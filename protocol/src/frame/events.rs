@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::BATCH_COUNT_MAX;
 use crate::event::{HEADER_SIZE_BYTES, padded_len, stated_len};
 
 /// The events of one frame.
@@ -17,9 +18,13 @@ pub struct Events<'a> {
 }
 
 impl<'a> Events<'a> {
-    /// Checks the lengths. `None` where `bytes` are not exactly `count` events back to back.
+    /// Checks the lengths. `None` where `bytes` are not exactly `count` events back to back, or the
+    /// count is above [`BATCH_COUNT_MAX`].
     #[must_use]
     pub fn new(bytes: &'a [u8], count: u32) -> Option<Self> {
+        if count > BATCH_COUNT_MAX {
+            return None;
+        }
         let mut walk = EventIter { rest: bytes, left: count };
         walk.by_ref().for_each(drop);
         (walk.left == 0 && walk.rest.is_empty()).then_some(Events { bytes, count })
@@ -108,6 +113,14 @@ mod tests {
         let events = Events::new(&bytes, 2).expect("two events");
         let lens: Vec<usize> = events.iter().map(<[u8]>::len).collect();
         assert_eq!(lens, [24, 32]);
+    }
+
+    #[test]
+    fn as_many_events_as_a_frame_may_have_are_taken_and_not_one_more() {
+        let event = &two_events()[..24];
+        let bytes = event.repeat(BATCH_COUNT_MAX as usize + 1);
+        assert!(Events::new(&bytes[24..], BATCH_COUNT_MAX).is_some());
+        assert_eq!(Events::new(&bytes, BATCH_COUNT_MAX + 1), None);
     }
 
     #[test]

@@ -424,7 +424,7 @@ impl Fixed for CancelVerdict {
 pub struct ShardCore {
     /// The shard.
     pub shard: ShardId,
-    /// The core, from 0; the first byte of the connection ids that reach it.
+    /// The core, from 0: the first byte of a connection id that reaches it, modulo the number of cores.
     pub core: u16,
 }
 

@@ -57,6 +57,7 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
             Frame::Subscribe(Subscribe {
                 subscription: table.subscription().unwrap_or_default(),
                 credit: Credit { tasks: table.credit_tasks(), bytes: table.credit_bytes() },
+                host: table.host(),
                 running: items(table.running())?,
             })
         }

@@ -236,7 +236,11 @@ pub struct Subscribe<'a> {
     pub subscription: &'a str,
     /// Credit to begin with.
     pub credit: Credit,
-    /// Attempts of an earlier session that the subscriber still works on, and will send results for.
+    /// Names where the subscriber runs: chosen once by its process, the same over its connections. 0
+    /// does not say: all such sessions of a subscription count as one host.
+    pub host: u64,
+    /// Attempts of an earlier session of this host that it still works on, and will send results for.
+    /// Others that it had are given to somebody else.
     pub running: Items<'a, Tag>,
 }
 

@@ -130,6 +130,7 @@ fn build_subscribe(b: &mut Builder, subscribe: &Subscribe<'_>) {
         credit_tasks: subscribe.credit.tasks,
         credit_bytes: subscribe.credit.bytes,
         running,
+        host: subscribe.host,
     };
     let root = wire::Subscribe::create(b, &args);
     b.finish_minimal(root);

@@ -2483,6 +2483,7 @@ impl<'a> Subscribe<'a> {
   pub const VT_CREDIT_TASKS: ::flatbuffers::VOffsetT = 6;
   pub const VT_CREDIT_BYTES: ::flatbuffers::VOffsetT = 8;
   pub const VT_RUNNING: ::flatbuffers::VOffsetT = 10;
+  pub const VT_HOST: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2494,6 +2495,7 @@ impl<'a> Subscribe<'a> {
     args: &'args SubscribeArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Subscribe<'bldr>> {
     let mut builder = SubscribeBuilder::new(_fbb);
+    builder.add_host(args.host);
     if let Some(x) = args.running { builder.add_running(x); }
     builder.add_credit_bytes(args.credit_bytes);
     builder.add_credit_tasks(args.credit_tasks);
@@ -2530,6 +2532,13 @@ impl<'a> Subscribe<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Subscribe::VT_RUNNING, None)}
   }
+  #[inline]
+  pub fn host(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Subscribe::VT_HOST, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Subscribe<'_> {
@@ -2542,6 +2551,7 @@ impl ::flatbuffers::Verifiable for Subscribe<'_> {
      .visit_field::<u32>("credit_tasks", Self::VT_CREDIT_TASKS, false)?
      .visit_field::<u32>("credit_bytes", Self::VT_CREDIT_BYTES, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("running", Self::VT_RUNNING, false)?
+     .visit_field::<u64>("host", Self::VT_HOST, false)?
      .finish();
     Ok(())
   }
@@ -2551,6 +2561,7 @@ pub struct SubscribeArgs<'a> {
     pub credit_tasks: u32,
     pub credit_bytes: u32,
     pub running: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+    pub host: u64,
 }
 impl<'a> Default for SubscribeArgs<'a> {
   #[inline]
@@ -2560,6 +2571,7 @@ impl<'a> Default for SubscribeArgs<'a> {
       credit_tasks: 0,
       credit_bytes: 0,
       running: None,
+      host: 0,
     }
   }
 }
@@ -2586,6 +2598,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscribeBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Subscribe::VT_RUNNING, running);
   }
   #[inline]
+  pub fn add_host(&mut self, host: u64) {
+    self.fbb_.push_slot::<u64>(Subscribe::VT_HOST, host, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscribeBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SubscribeBuilder {
@@ -2607,6 +2623,7 @@ impl ::core::fmt::Debug for Subscribe<'_> {
       ds.field("credit_tasks", &self.credit_tasks());
       ds.field("credit_bytes", &self.credit_bytes());
       ds.field("running", &self.running());
+      ds.field("host", &self.host());
       ds.finish()
   }
 }

@@ -191,6 +191,7 @@ pub(crate) fn frames() -> Vec<(&'static str, Frame<'static>)> {
             Frame::Subscribe(Subscribe {
                 subscription: "billing",
                 credit: Credit { tasks: 1_024, bytes: 1_048_576 },
+                host: 0x4242,
                 running: [Tag(2), Tag(3)].as_slice().into(),
             }),
         ),
