@@ -4,10 +4,12 @@
 //! kept ones, in every test run. Each function takes any bytes at all and panics where a decoder breaks its word.
 
 mod event;
+mod frame;
 
 use std::fmt;
 
 pub use event::event_parse;
+pub use frame::frame_decode;
 
 /// A fuzz target: its name, what it does with an input, and inputs to start from.
 #[derive(Clone, Copy)]
@@ -27,4 +29,7 @@ impl fmt::Debug for Target {
 }
 
 /// Every target. The folder `fuzz/fuzz_targets` holds one file for each.
-pub const TARGETS: &[Target] = &[Target { name: "event_parse", run: event_parse, seeds: event::seeds }];
+pub const TARGETS: &[Target] = &[
+    Target { name: "event_parse", run: event_parse, seeds: event::seeds },
+    Target { name: "frame_decode", run: frame_decode, seeds: frame::seeds },
+];

@@ -59,13 +59,16 @@ pub(crate) fn length(text: &str) -> Vec<Finding> {
     )]
 }
 
-/// `unsafe` outside the fence.
+/// `unsafe` outside the fence: one finding, at the first of them.
 pub(crate) fn unsafe_code(text: &str) -> Vec<Finding> {
     let lines = lines_with_word(&code_only(text), "unsafe");
-    lines
-        .into_iter()
-        .map(|line| Finding::new(line, "unsafe in a file that is not on the fenced list"))
-        .collect()
+    let first = lines.first().map(|&line| {
+        Finding::new(
+            line,
+            format!("unsafe in {} lines of a file that is not on the fenced list", lines.len()),
+        )
+    });
+    first.into_iter().collect()
 }
 
 /// Crate roots that do not forbid unsafe code though no file of theirs is on the fenced list.
@@ -176,7 +179,9 @@ mod tests {
     #[test]
     fn unsafe_is_found_in_blocks_functions_and_impls_and_not_in_lint_names() {
         let text = "#![forbid(unsafe_code)]\nunsafe { f() }\nunsafe fn g() {}\nunsafe impl Send for X {}\n";
-        assert_eq!(lines(&unsafe_code(text)), [2, 3, 4]);
+        assert_eq!(lines(&unsafe_code(text)), [2]);
+        assert!(unsafe_code(text)[0].what.contains("3 lines"));
+        assert_eq!(unsafe_code("#![forbid(unsafe_code)]\n// unsafe\n"), []);
     }
 
     #[test]
