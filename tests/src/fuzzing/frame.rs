@@ -145,7 +145,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let result = Frame::ResultBatch(ResultBatch { results: results.as_slice().into() });
     let subscribe = Frame::Subscribe(Subscribe {
         subscription: "billing",
-        host: "worker-1",
+        host: 0x4242,
         credit: Credit { tasks: 1_024, bytes: 1_048_576 },
         running: running.as_slice().into(),
     });
