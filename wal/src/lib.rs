@@ -1,1 +1,34 @@
-//! placeholder
+//! The log of one shard: an append-only chain of blocks on disk.
+//!
+//! * [`ShardLog`] is the seam between a shard and whatever keeps its blocks.
+//! * [`LocalWal`] implements it on a local disk, sans-IO: it hands out [`DiskOp`]s and takes back [`DiskCompletion`]s, so
+//!   that a ring, a thread and a simulator drive the same code.
+//! * [`format_log`] makes a log in a [`Directory`], [`open`] recovers one. The decision what to accept is a table:
+//!   [`recovery::table`].
+//! * [`format`] holds the byte forms, pure; `docs/formats/wal-v1.md` specifies them.
+//!
+//! What holds at every moment: a block is acknowledged only once it and every block before it are durable; what was
+//! acknowledged is found by [`open`], or [`open`] refuses and says which blocks are missing; after the first failed
+//! write nothing is acknowledged any more.
+//!
+//! Left out on purpose: locking the data directory against a second engine, deciding what a record means, deciding when
+//! to commit, trim or seal, and quarantining a damaged log. Those are the node's.
+#![deny(unsafe_code)]
+
+pub mod aligned;
+pub mod config;
+pub mod disk;
+pub mod format;
+pub mod fs;
+mod local;
+pub mod log;
+pub mod recovery;
+
+pub use aligned::AlignedBuf;
+pub use config::{LogIdentity, WalConfig};
+pub use disk::{Directory, DiskCompletion, DiskOp, FileId, OpId};
+pub use format::BlockKind;
+pub use fs::FsDirectory;
+pub use local::{LocalWal, LogUsage};
+pub use log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
+pub use recovery::{OpenError, RecoveredBlock, RecoveryReport, format as format_log, open};

@@ -1,0 +1,155 @@
+//! A [`Directory`] on a file system.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::aligned::AlignedBuf;
+use crate::disk::Directory;
+
+/// Bytes written at a time while a file is filled with zeros.
+const ZERO_WRITE_BYTES: usize = 1024 * 1024;
+
+/// A shard's directory on a file system, read and written with `O_DIRECT`, and `O_DSYNC` for each write.
+///
+/// Where the file system refuses `O_DIRECT` it falls back to the page cache, still with `O_DSYNC`.
+/// Keeps files open until it is dropped.
+#[derive(Debug)]
+pub struct FsDirectory {
+    root: PathBuf,
+    open: BTreeMap<String, File>,
+}
+
+impl FsDirectory {
+    /// The directory at `root`, which must exist.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> FsDirectory {
+        FsDirectory { root: root.into(), open: BTreeMap::new() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn file(&mut self, path: &str) -> io::Result<&File> {
+        if !self.open.contains_key(path) {
+            let file = open_direct(OpenOptions::new().read(true).write(true), &self.root.join(path))?;
+            self.open.insert(path.to_owned(), file);
+        }
+        Ok(&self.open[path])
+    }
+
+    fn parent(&self, path: &str) -> PathBuf {
+        let path = self.root.join(path);
+        path.parent().unwrap_or(&self.root).to_owned()
+    }
+}
+
+/// Opens for direct, synchronous writes; through the page cache where the file system knows no direct ones.
+fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    match options.custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            options.create_new(false).create(false).custom_flags(libc::O_DSYNC).open(path)
+        }
+        opened => opened,
+    }
+}
+
+fn sync_path(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+impl Directory for FsDirectory {
+    fn list(&mut self, dir: &str) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(self.root.join(dir)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn size(&mut self, path: &str) -> io::Result<Option<u64>> {
+        match std::fs::metadata(self.root.join(path)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            metadata => Ok(Some(metadata?.len())),
+        }
+    }
+
+    fn read_at(&mut self, path: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let file = self.file(path)?;
+        let mut done = 0;
+        while done < buf.len() {
+            match file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file(path)?.write_all_at(bytes, offset)
+    }
+
+    fn create_zeroed(&mut self, path: &str, size_bytes: u64) -> io::Result<()> {
+        let full = self.root.join(path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        // Each write alone would be synchronous: one sync at the end is what this needs.
+        let file = match options.custom_flags(libc::O_DIRECT).open(&full) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                // Some file systems refuse the flag only after they made the file.
+                options.create_new(false).create(true).custom_flags(0).open(&full)
+            }
+            opened => opened,
+        }?;
+        let filled = fill_with_zeros(&file, size_bytes).and_then(|()| file.sync_all());
+        if let Err(error) = filled.and_then(|()| sync_path(&self.parent(path))) {
+            // The error that led here says more than one of the removal would.
+            let _ = std::fs::remove_file(&full);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn create_dir(&mut self, dir: &str) -> io::Result<()> {
+        std::fs::create_dir_all(self.root.join(dir))?;
+        sync_path(&self.parent(dir))
+    }
+
+    fn remove(&mut self, path: &str) -> io::Result<()> {
+        self.open.remove(path);
+        std::fs::remove_file(self.root.join(path))
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.open.remove(from);
+        self.open.remove(to);
+        std::fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn sync(&mut self, path: &str) -> io::Result<()> {
+        self.file(path)?.sync_data()
+    }
+
+    fn sync_dir(&mut self, dir: &str) -> io::Result<()> {
+        sync_path(&self.root.join(dir))
+    }
+}
+
+fn fill_with_zeros(file: &File, size_bytes: u64) -> io::Result<()> {
+    let zeros = AlignedBuf::zeroed(ZERO_WRITE_BYTES);
+    let mut offset = 0;
+    while offset < size_bytes {
+        let part = (size_bytes - offset).min(ZERO_WRITE_BYTES as u64);
+        file.write_all_at(&zeros[..part as usize], offset)?;
+        offset += part;
+    }
+    Ok(())
+}

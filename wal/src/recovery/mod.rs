@@ -1,0 +1,327 @@
+//! Formatting and opening a log.
+//!
+//! Opening reads first and writes only once it has decided:
+//!
+//! 1. `SUPER` says where the chain begins; a survey of the segment files says which holds which segment.
+//! 2. Blocks are accepted along the chain and handed to the visitor, until one is rejected.
+//! 3. Everything behind that place is searched for evidence that the rejected block was acknowledged. If there is
+//!    any, the log is refused and nothing is written.
+//! 4. Otherwise, in this order, each step durable before the next: the tail is synced, so that what was read is what
+//!    stays; `SUPER` takes the new epoch; whatever writes in flight left behind the end is erased; an `EpochOpen` block is
+//!    appended.
+//!
+//! A crash at any point leaves a log that opens to the same blocks.
+
+mod error;
+mod repair;
+mod scan;
+mod slots;
+pub mod table;
+
+pub use error::OpenError;
+
+use escapement_protocol::{Epoch, WallMs};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::aligned::AlignedBuf;
+use crate::config::{LogIdentity, WalConfig};
+use crate::disk::{Directory, FileId, SEGMENT_DIR};
+use crate::format::{
+    Block, BlockKind, Checksum, SEGMENT_HEADER_SIZE_BYTES, SUPER_SIZE_BYTES, SegmentHeader, Superblock,
+    SuperblockError,
+};
+use crate::local::{LocalWal, Segment};
+use crate::log::BlockSeq;
+use scan::{Cursor, Evidence, WINDOW_SIZE_BYTES};
+use slots::{Content, Slot};
+use table::{RecoveryCase, Verdict, verdict};
+
+/// A block that opening found, verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredBlock<'a> {
+    /// Position in the chain; consecutive from one call of the visitor to the next.
+    pub seq: BlockSeq,
+    /// Whether it carries records, or is one of the log's own.
+    pub kind: BlockKind,
+    /// Epoch that wrote it.
+    pub epoch: Epoch,
+    /// The writer's wall clock.
+    pub leader_time: WallMs,
+    /// Records in it.
+    pub record_count: u32,
+    /// The records, as they were submitted.
+    pub records: &'a [u8],
+}
+
+impl<'a> From<&Block<'a>> for RecoveredBlock<'a> {
+    fn from(block: &Block<'a>) -> RecoveredBlock<'a> {
+        let header = block.header();
+        RecoveredBlock {
+            seq: header.block_seq,
+            kind: header.kind,
+            epoch: header.epoch,
+            leader_time: header.leader_time,
+            record_count: header.record_count,
+            records: block.records(),
+        }
+    }
+}
+
+/// Takes the blocks that opening finds, in the order of the chain. What it builds from them is valid only once
+/// [`open`] has returned `Ok`.
+pub type Visitor<'a> = &'a mut dyn FnMut(RecoveredBlock<'_>);
+
+/// What opening found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// First block handed to the visitor, or the one that would have been.
+    pub first: BlockSeq,
+    /// Last block handed to the visitor; the one before `first` where there was none.
+    pub last: BlockSeq,
+    /// Blocks among them, the log's own included.
+    pub block_count: u64,
+    /// Records in those.
+    pub record_count: u64,
+    /// Bytes of their extents.
+    pub scanned_bytes: u64,
+    /// Highest leader time of any of them.
+    pub leader_time: WallMs,
+    /// Why the chain ended where it did.
+    pub end: RecoveryCase,
+    /// Whether acknowledged blocks were given up, as an operator had asked.
+    pub accepted_loss: bool,
+}
+
+/// Makes a new, empty log in a directory that holds none.
+///
+/// # Errors
+/// [`OpenError::AlreadyFormatted`], [`OpenError::InvalidConfig`], [`OpenError::Io`]. After a failure the directory
+/// must be emptied by hand.
+pub fn format(dir: &mut dyn Directory, identity: LogIdentity, config: &WalConfig) -> Result<(), OpenError> {
+    if let Some(fault) = config.fault() {
+        return Err(OpenError::InvalidConfig(fault));
+    }
+    let super_path = FileId::SUPER.path();
+    if dir.exists(&super_path).map_err(OpenError::io("look for", &super_path))? {
+        return Err(OpenError::AlreadyFormatted { found: super_path });
+    }
+    if let Some(name) = dir.list(SEGMENT_DIR).map_err(OpenError::io("list", SEGMENT_DIR))?.pop() {
+        return Err(OpenError::AlreadyFormatted { found: format!("{SEGMENT_DIR}/{name}") });
+    }
+    dir.create_dir(SEGMENT_DIR).map_err(OpenError::io("create", SEGMENT_DIR))?;
+    for slot in 0..=config.spare_count {
+        let path = FileId(slot).path();
+        dir.create_zeroed(&path, config.segment_size_bytes).map_err(OpenError::io("create", path))?;
+    }
+    let header = SegmentHeader {
+        cluster: identity.cluster,
+        shard: identity.shard,
+        slot: 0,
+        segment_id: 1,
+        segment_size_bytes: config.segment_size_bytes,
+        first_seq_min: BlockSeq(1),
+        epoch: Epoch(0),
+    };
+    repair::write_header(dir, &header)?;
+    let superblock = Superblock {
+        generation: 1,
+        cluster: identity.cluster,
+        shard: identity.shard,
+        shard_count: identity.shard_count,
+        epoch: Epoch(0),
+        segment_size_bytes: config.segment_size_bytes,
+        committed_through: BlockSeq(0),
+        first_segment_id: 1,
+        first_block_seq: BlockSeq(1),
+        first_prev_checksum: Checksum::default(),
+    };
+    // SUPER comes last, and whole: without it, there is no log.
+    let new = format!("{super_path}.new");
+    if dir.exists(&new).map_err(OpenError::io("look for", &new))? {
+        dir.remove(&new).map_err(OpenError::io("remove", &new))?;
+    }
+    dir.create_zeroed(&new, SUPER_SIZE_BYTES as u64).map_err(OpenError::io("create", &new))?;
+    repair::write_super(dir, &new, &superblock)?;
+    dir.rename(&new, &super_path).map_err(OpenError::io("rename", &new))?;
+    dir.sync_dir("").map_err(OpenError::io("sync", super_path))
+}
+
+/// Opens a log: hands every block to `visitor`, repairs a torn end, and starts a new epoch.
+///
+/// `config.segment_size_bytes` and `config.spare_count` matter only for formatting.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn open(
+    dir: &mut dyn Directory,
+    identity: LogIdentity,
+    config: &WalConfig,
+    visitor: Visitor<'_>,
+) -> Result<(LocalWal, RecoveryReport), OpenError> {
+    let superblock = read_super(dir, &identity)?;
+    let config = WalConfig { segment_size_bytes: superblock.segment_size_bytes, ..*config };
+    if let Some(fault) = config.fault() {
+        return Err(OpenError::InvalidConfig(fault));
+    }
+    let slots = slots::survey(dir, &identity, config.segment_size_bytes)?;
+    let mut recovery = Recovery {
+        identity,
+        config,
+        superblock,
+        slots,
+        live: Vec::new(),
+        cursor: Cursor {
+            next: superblock.first_block_seq,
+            prev_checksum: superblock.first_prev_checksum,
+            epoch: Epoch(0),
+            leader_time: WallMs(0),
+            block_count: 0,
+            record_count: 0,
+            scanned_bytes: 0,
+        },
+        evidence: Evidence { committed_through: superblock.committed_through, epoch: superblock.epoch },
+        buf: AlignedBuf::new(),
+    };
+    let end = recovery.scan(dir, visitor)?;
+    recovery.search_behind_end(dir)?;
+    let accepted_loss = recovery.judge(end)?;
+    let mut report = RecoveryReport {
+        epoch: Epoch(0),
+        first: superblock.first_block_seq,
+        last: BlockSeq(recovery.cursor.next.0 - 1),
+        block_count: recovery.cursor.block_count,
+        record_count: recovery.cursor.record_count,
+        scanned_bytes: recovery.cursor.scanned_bytes,
+        leader_time: recovery.cursor.leader_time,
+        end,
+        accepted_loss,
+    };
+    let opened = recovery.repair(dir, accepted_loss)?;
+    report.epoch = opened.epoch;
+    Ok((LocalWal::from_opened(opened), report))
+}
+
+/// Reads `SUPER` and checks whose it is.
+fn read_super(dir: &mut dyn Directory, identity: &LogIdentity) -> Result<Superblock, OpenError> {
+    let path = FileId::SUPER.path();
+    if !dir.exists(&path).map_err(OpenError::io("look for", &path))? {
+        return Err(OpenError::NotFormatted);
+    }
+    let mut file = AlignedBuf::zeroed(SUPER_SIZE_BYTES);
+    let read = dir.read_at(&path, 0, &mut file).map_err(OpenError::io("read", path))?;
+    let superblock = Superblock::choose(&file[..read]).map_err(|error| match error {
+        SuperblockError::OtherFormat(found) => OpenError::OtherFormat { file: FileId::SUPER, found },
+        SuperblockError::NoQuorum { intact_count } => OpenError::SuperDamaged { intact_count },
+    })?;
+    let found = LogIdentity {
+        cluster: superblock.cluster,
+        shard: superblock.shard,
+        shard_count: superblock.shard_count,
+    };
+    if found != *identity {
+        return Err(OpenError::ForeignSuper { found, expected: *identity });
+    }
+    Ok(superblock)
+}
+
+/// An opening under way.
+struct Recovery {
+    identity: LogIdentity,
+    config: WalConfig,
+    superblock: Superblock,
+    slots: Vec<Slot>,
+    /// Segments that the chain reached, oldest first; consecutive ids.
+    live: Vec<Segment>,
+    cursor: Cursor,
+    evidence: Evidence,
+    buf: AlignedBuf,
+}
+
+impl Recovery {
+    fn slot_of(&self, segment_id: u64) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.segment_id() == Some(segment_id))
+    }
+
+    /// The segment where the next block should be, and the offset there.
+    fn end_place(&self) -> (u64, u64) {
+        match self.live.last() {
+            Some(segment) => (segment.id, u64::from(segment.used_bytes)),
+            None => (self.superblock.first_segment_id, SEGMENT_HEADER_SIZE_BYTES as u64),
+        }
+    }
+
+    /// Follows the chain over all segments that it reaches, and answers why it ended.
+    fn scan(&mut self, dir: &mut dyn Directory, visitor: Visitor<'_>) -> Result<RecoveryCase, OpenError> {
+        let mut end = RecoveryCase::SegmentMissing;
+        let mut id = self.superblock.first_segment_id;
+        while let Some(slot) = self.slot_of(id) {
+            let mut segment = Segment::new(id, slot.number, self.cursor.next, self.cursor.prev_checksum);
+            let (case, buf) = scan::scan_segment(
+                dir,
+                &mut segment,
+                self.config.segment_size_bytes,
+                &self.identity,
+                &mut self.cursor,
+                &mut self.evidence,
+                visitor,
+                std::mem::take(&mut self.buf),
+            )?;
+            self.buf = buf;
+            let first = self.live.is_empty();
+            if segment.is_empty() && !first {
+                // Rotation didn't happen here: what ended the segment before is what counts.
+                break;
+            }
+            self.live.push(segment);
+            end = case;
+            if self.live.last().is_some_and(Segment::is_empty) {
+                break;
+            }
+            id += 1;
+        }
+        Ok(end)
+    }
+
+    /// Collects evidence from everything that the chain did not reach and that is not known to be older than the chain.
+    fn search_behind_end(&mut self, dir: &mut dyn Directory) -> Result<(), OpenError> {
+        let segment_size_bytes = self.config.segment_size_bytes;
+        let (end_id, end_offset) = self.end_place();
+        for slot in self.slots.clone() {
+            let range = match slot.content {
+                Content::Absent | Content::Unfinished => continue,
+                Content::Segment { id, .. } if id == end_id => end_offset..segment_size_bytes,
+                Content::Segment { id, .. } if id < end_id => continue,
+                Content::Segment { .. } | Content::Unknown => 0..segment_size_bytes,
+                // Only lost sectors could hide blocks here, and blocks begin at the start.
+                Content::Blank => 0..segment_size_bytes.min(WINDOW_SIZE_BYTES as u64),
+            };
+            let buf = std::mem::take(&mut self.buf);
+            let (identity, evidence) = (&self.identity, &mut self.evidence);
+            self.buf = scan::search(dir, slot.file(), range.start, range.end, identity, evidence, buf)?;
+        }
+        Ok(())
+    }
+
+    /// Decides about the end of the chain; answers whether a loss is accepted.
+    fn judge(&self, case: RecoveryCase) -> Result<bool, OpenError> {
+        let (first, last) = (self.cursor.next, self.evidence.committed_through);
+        if verdict(case, first, last) != Verdict::Corrupt {
+            return Ok(false);
+        }
+        let (segment_id, offset) = self.end_place();
+        let mut finding = [0; 64];
+        let parts =
+            [self.identity.cluster, u64::from(self.identity.shard.0), first.0, last.0, segment_id, offset];
+        for (to, part) in finding.chunks_exact_mut(8).zip(parts) {
+            to.copy_from_slice(&part.to_le_bytes());
+        }
+        finding[48..].copy_from_slice(&self.cursor.prev_checksum.0.to_le_bytes());
+        let token = xxh3_64(&finding);
+        if self.config.accept_loss == Some(token) {
+            return Ok(true);
+        }
+        Err(OpenError::Corrupt { first, last, case, segment_id, offset, token })
+    }
+}
