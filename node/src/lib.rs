@@ -1,1 +1,3 @@
-//! placeholder
+//! The composition root: one process, one pinned thread per core, and all that touches the operating system.
+
+pub mod io;

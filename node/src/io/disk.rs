@@ -1,0 +1,206 @@
+//! The log's files, and the threads that do for them what must not hold up a core.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use escapement_protocol::ShardId;
+use escapement_wal::{AlignedBuf, DiskCompletion, DiskOp, FileId};
+
+use super::pin;
+use super::waker::Waker;
+
+/// Files kept open by one user of [`LogFiles`]; a shard writes to one and reads from few.
+const OPEN_COUNT_MAX: usize = 64;
+/// Zeros written at once to a new file, in bytes.
+const ZERO_CHUNK_BYTES: usize = 1024 * 1024;
+
+/// Where the files of some shards are.
+#[derive(Clone, Debug)]
+pub(super) struct ShardDirs {
+    dirs: Vec<(ShardId, PathBuf)>,
+}
+
+impl ShardDirs {
+    pub(super) fn new(dirs: Vec<(ShardId, PathBuf)>) -> Self {
+        ShardDirs { dirs }
+    }
+
+    fn path(&self, shard: ShardId, file: FileId) -> PathBuf {
+        let dir = self.dirs.iter().find(|(owned, _)| *owned == shard);
+        let (_, dir) = dir.unwrap_or_else(|| panic!("this host was not given a directory of {shard:?}"));
+        dir.join(file.path())
+    }
+}
+
+/// Files of [`ShardDirs`], open for direct and durable writing.
+#[derive(Debug)]
+pub(super) struct LogFiles {
+    dirs: ShardDirs,
+    /// The least recently opened first. A slot file is never renamed, so an open one stays the right one.
+    open: Vec<((ShardId, FileId), Rc<File>)>,
+}
+
+impl LogFiles {
+    pub(super) fn new(dirs: ShardDirs) -> Self {
+        LogFiles { dirs, open: Vec::new() }
+    }
+
+    /// The file, opened at its first use.
+    pub(super) fn file(&mut self, shard: ShardId, file: FileId) -> io::Result<Rc<File>> {
+        let key = (shard, file);
+        let at = match self.open.iter().rposition(|(open, _)| *open == key) {
+            Some(at) => at,
+            None => {
+                let opened = Rc::new(open_log_file(&self.dirs.path(shard, file))?);
+                if self.open.len() == OPEN_COUNT_MAX {
+                    self.open.remove(0);
+                }
+                self.open.push((key, opened));
+                self.open.len() - 1
+            }
+        };
+        Ok(Rc::clone(&self.open[at].1))
+    }
+
+    fn execute(&mut self, shard: ShardId, op: DiskOp) -> DiskCompletion {
+        match op {
+            DiskOp::Write { id, file, offset, buf } => {
+                let result = self.file(shard, file).and_then(|file| file.write_all_at(&buf, offset));
+                DiskCompletion { id, result, buf: Some(buf) }
+            }
+            DiskOp::Read { id, file, offset, mut buf } => {
+                let result = self.file(shard, file).and_then(|file| file.read_exact_at(&mut buf, offset));
+                DiskCompletion { id, result, buf: Some(buf) }
+            }
+            DiskOp::Create { id, file, size_bytes } => {
+                let result = create_zeroed(&self.dirs.path(shard, file), size_bytes);
+                DiskCompletion { id, result, buf: None }
+            }
+        }
+    }
+}
+
+/// Past the page cache where the file system can, and durable with every write.
+fn open_log_file(path: &Path) -> io::Result<File> {
+    let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+    match open(libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC) {
+        // A file system without direct I/O: through the cache, as durable.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(libc::O_DSYNC | libc::O_CLOEXEC),
+        result => result,
+    }
+}
+
+/// A new file of zeros, durable with its directory entry; nothing of it is left on failure.
+fn create_zeroed(path: &Path, size_bytes: u64) -> io::Result<()> {
+    // Fails where the file exists, and then it must stay.
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    let filled = fill_zero(&file, size_bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all());
+    if filled.is_err() {
+        // The first failure is the one to report.
+        let _ = fs::remove_file(path);
+    }
+    filled
+}
+
+fn fill_zero(file: &File, size_bytes: u64) -> io::Result<()> {
+    let zeros = AlignedBuf::zeroed(ZERO_CHUNK_BYTES);
+    let mut offset = 0;
+    while offset < size_bytes {
+        let chunk = (size_bytes - offset).min(ZERO_CHUNK_BYTES as u64) as usize;
+        file.write_all_at(&zeros[..chunk], offset)?;
+        offset += chunk as u64;
+        // In pieces, so that the one large sync at the end does not starve the commits of the same disk.
+        file.sync_data()?;
+    }
+    Ok(())
+}
+
+/// A thread that executes operations one after the other, and wakes the core after each.
+///
+/// Dropped, it finishes what it was given.
+#[derive(Debug)]
+pub(super) struct DiskThread {
+    submit: Option<mpsc::Sender<(ShardId, DiskOp)>>,
+    completions: mpsc::Receiver<(ShardId, DiskCompletion)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DiskThread {
+    pub(super) fn start(name: &str, dirs: ShardDirs, waker: Waker) -> io::Result<Self> {
+        let (submit, operations) = mpsc::channel::<(ShardId, DiskOp)>();
+        let (finished, completions) = mpsc::channel();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            pin::leave_the_cores_cpu();
+            let mut files = LogFiles::new(dirs);
+            for (shard, op) in operations {
+                let completion = files.execute(shard, op);
+                if finished.send((shard, completion)).is_err() {
+                    break;
+                }
+                waker.wake();
+            }
+        })?;
+        Ok(DiskThread { submit: Some(submit), completions, thread: Some(thread) })
+    }
+
+    /// Hands an operation over.
+    ///
+    /// # Panics
+    /// If the thread panicked, which it does for a shard whose directory it was not given.
+    pub(super) fn submit(&self, shard: ShardId, op: DiskOp) {
+        let submit = self.submit.as_ref().expect("open until dropped");
+        submit.send((shard, op)).expect("the disk thread has panicked");
+    }
+
+    pub(super) fn completions(&self, each: &mut dyn FnMut(ShardId, DiskCompletion)) {
+        for (shard, completion) in self.completions.try_iter() {
+            each(shard, completion);
+        }
+    }
+}
+
+impl Drop for DiskThread {
+    fn drop(&mut self) {
+        self.submit = None;
+        if let Some(thread) = self.thread.take() {
+            // Its panic was already reported by itself, and by the next `submit`.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A thread for each kind of operation, so that a slow kind does not hold up the commits.
+#[derive(Debug)]
+pub(super) struct DiskThreads {
+    write: DiskThread,
+    read: DiskThread,
+    create: DiskThread,
+}
+
+impl DiskThreads {
+    pub(super) fn start(dirs: &ShardDirs, waker: &Waker) -> io::Result<Self> {
+        let start = |name| DiskThread::start(name, dirs.clone(), waker.clone());
+        Ok(DiskThreads { write: start("log-write")?, read: start("log-read")?, create: start("log-create")? })
+    }
+
+    pub(super) fn submit(&self, shard: ShardId, op: DiskOp) {
+        match op {
+            DiskOp::Write { .. } => self.write.submit(shard, op),
+            DiskOp::Read { .. } => self.read.submit(shard, op),
+            DiskOp::Create { .. } => self.create.submit(shard, op),
+        }
+    }
+
+    pub(super) fn completions(&self, each: &mut dyn FnMut(ShardId, DiskCompletion)) {
+        for thread in [&self.write, &self.read, &self.create] {
+            thread.completions(each);
+        }
+    }
+}
