@@ -228,6 +228,12 @@ impl<'a> EventView<'a> {
         Ok(WallMs(due))
     }
 
+    /// The absolute due time that the event states; `None` where it states a delay.
+    #[must_use]
+    pub fn stated_time(&self) -> Option<WallMs> {
+        (self.flags() & FLAG_TIME_IS_DELAY == 0).then(|| WallMs(self.time_ms()))
+    }
+
     /// The attributes in the order of their tags.
     #[must_use]
     pub fn attributes(&self) -> Attributes<'a> {
