@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use escapement_protocol::MonoNs;
@@ -24,6 +25,10 @@ pub const GSO_SIZE_BYTES_MAX: usize = 65_000;
 
 /// Answers without a connection that may wait to be sent. A flood that draws more loses the rest.
 const RESPONSES_MAX: usize = 256;
+
+/// Shortest time between two stateless resets. After a restart it decides how soon clients learn that their connection
+/// is gone; under a flood of forged packets, how many small answers they draw.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// First packets are decided on at once, so hardly any wait.
 const INCOMING_MAX: usize = 64;
@@ -92,6 +97,7 @@ impl QuicServer {
         let mut endpoint = EndpointConfig::new(Arc::clone(&keys.reset));
         let (core_index, core_count) = (config.core_index, config.core_count);
         endpoint
+            .min_reset_interval(RESET_INTERVAL)
             .cid_generator(move || Box::new(SteeredIds::new(core_index, core_count, &rng_seed)))
             .max_udp_payload_size(config.datagram_size_bytes_max())
             .expect("the range was checked");
