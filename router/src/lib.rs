@@ -195,6 +195,13 @@ impl Router {
             }
             State::Free => unreachable!("lists hold no free nodes"),
         }
+        // The failure of its last attempt, if still to be handed out, would come after the removal.
+        self.decided.retain(|decision| match decision {
+            Decision::AttemptFailed { subscription, task, .. } => {
+                (*subscription, task.shard, task.sequence) != (id, shard, sequence)
+            }
+            _ => true,
+        });
         Withdrawn::Removed
     }
 
