@@ -1,0 +1,116 @@
+//! Administration and cancellation.
+
+use escapement_protocol::frame::{
+    AdminAnswer, AdminRequest, CancelVerdict, Page, ShardMapInfo, SubscriptionInfo, TopicInfo,
+};
+use escapement_protocol::{EventId, SubscriptionSettings, TopicSettings};
+
+use crate::link::unexpected;
+use crate::{Client, ClientError};
+
+/// Events in one cancel frame: a node takes no more.
+const CANCEL_COUNT_MAX: usize = 4_096;
+
+macro_rules! ask {
+    ($client:ident, $request:expr, $answer:path) => {
+        match $client.home().await?.admin($request).await? {
+            $answer(answer) => Ok(answer),
+            _ => Err(unexpected()),
+        }
+    };
+}
+
+/// Requests to the node. Each is asked once, and fails where the connection fails.
+impl Client {
+    /// Creates a topic, or reads the one that has exactly these settings.
+    ///
+    /// # Errors
+    /// Settings out of range, a topic of that name with other settings, or a lost connection.
+    pub async fn create_topic(&self, settings: TopicSettings) -> Result<TopicInfo, ClientError> {
+        settings.validate()?;
+        ask!(self, AdminRequest::CreateTopic(settings), AdminAnswer::Topic)
+    }
+
+    /// Reads a topic.
+    ///
+    /// # Errors
+    /// No such topic, or a lost connection.
+    pub async fn topic(&self, name: &str) -> Result<TopicInfo, ClientError> {
+        ask!(self, AdminRequest::GetTopic { name: name.to_owned() }, AdminAnswer::Topic)
+    }
+
+    /// Reads all topics.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub async fn topics(&self) -> Result<Vec<TopicInfo>, ClientError> {
+        let mut all: Vec<TopicInfo> = Vec::new();
+        loop {
+            let page = Page { after_id: all.last().map_or(0, |last| last.topic.0), count_max: 0 };
+            let list = ask!(self, AdminRequest::ListTopics(page), AdminAnswer::Topics)?;
+            // A page without entries ends the walk, whatever it says: it would not get any further.
+            let more = list.more && !list.topics.is_empty();
+            all.extend(list.topics);
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Creates a subscription, or reads the one that has exactly these settings.
+    ///
+    /// # Errors
+    /// Settings out of range, no such topic, a subscription of that name with other settings, or a lost connection.
+    pub async fn create_subscription(
+        &self,
+        settings: SubscriptionSettings,
+    ) -> Result<SubscriptionInfo, ClientError> {
+        settings.validate()?;
+        ask!(self, AdminRequest::CreateSubscription(settings), AdminAnswer::Subscription)
+    }
+
+    /// Reads a subscription.
+    ///
+    /// # Errors
+    /// No such subscription, or a lost connection.
+    pub async fn subscription(&self, name: &str) -> Result<SubscriptionInfo, ClientError> {
+        ask!(self, AdminRequest::GetSubscription { name: name.to_owned() }, AdminAnswer::Subscription)
+    }
+
+    /// Reads all subscriptions.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub async fn subscriptions(&self) -> Result<Vec<SubscriptionInfo>, ClientError> {
+        let mut all: Vec<SubscriptionInfo> = Vec::new();
+        loop {
+            let page = Page { after_id: all.last().map_or(0, |last| last.subscription.0), count_max: 0 };
+            let list = ask!(self, AdminRequest::ListSubscriptions(page), AdminAnswer::Subscriptions)?;
+            let more = list.more && !list.subscriptions.is_empty();
+            all.extend(list.subscriptions);
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Reads which core owns which shard, as it is now.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub async fn shard_map(&self) -> Result<ShardMapInfo, ClientError> {
+        ask!(self, AdminRequest::ShardMap, AdminAnswer::ShardMap)
+    }
+
+    /// Asks to cancel events; the verdicts are in the order of `events`.
+    ///
+    /// # Errors
+    /// A lost connection: some of the events may be cancelled, and asking again tells which.
+    pub async fn cancel(&self, events: &[EventId]) -> Result<Vec<CancelVerdict>, ClientError> {
+        let mut verdicts = Vec::with_capacity(events.len());
+        for part in events.chunks(CANCEL_COUNT_MAX) {
+            verdicts.extend(self.home().await?.cancel(part).await?);
+        }
+        Ok(verdicts)
+    }
+}
