@@ -3,11 +3,13 @@
 //! The fuzzer (`fuzz/`) calls them with inputs of its own making; `tests/tests/fuzz_corpus.rs` calls them with the
 //! kept ones, in every test run. Each function takes any bytes at all and panics where a decoder breaks its word.
 
+mod block;
 mod event;
 mod frame;
 
 use std::fmt;
 
+pub use block::wal_block;
 pub use event::event_parse;
 pub use frame::frame_decode;
 
@@ -32,4 +34,5 @@ impl fmt::Debug for Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "event_parse", run: event_parse, seeds: event::seeds },
     Target { name: "frame_decode", run: frame_decode, seeds: frame::seeds },
+    Target { name: "wal_block", run: wal_block, seeds: block::seeds },
 ];
