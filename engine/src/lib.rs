@@ -22,8 +22,6 @@ mod shard;
 mod table;
 pub mod wheel;
 
-pub use effects::{
-    AdminRequest, CancelVerdict, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket,
-};
+pub use effects::{AdminRequest, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket};
 pub use registry::{Registry, Subscription, Topic, owner_of};
-pub use shard::{Shard, ShardConfig, ShardStats};
+pub use shard::{Deadline, PendingEvent, Shard, ShardConfig, ShardStats};

@@ -1,0 +1,174 @@
+//! The sessions of one core.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use escapement_protocol::frame::{PushBatchWriter, PushItem};
+use escapement_protocol::{Epoch, SubscriptionId};
+
+/// A frame is handed over when it has grown to this, so that the first bytes leave while the rest is built.
+const FRAME_SIZE_BYTES: usize = 64 * 1024;
+
+/// One attached session.
+#[derive(Debug)]
+pub struct Session<S> {
+    /// The stream that pushes go out on.
+    pub stream: S,
+    /// What it is attached to.
+    pub subscription: SubscriptionId,
+    writer: PushBatchWriter,
+    /// Whole frames that the stream has not taken yet.
+    waiting: VecDeque<Bytes>,
+    dirty: bool,
+}
+
+/// Sessions by number. `S` is the transport's name for a stream.
+#[derive(Debug)]
+pub struct Sessions<S> {
+    sessions: HashMap<u64, Session<S>>,
+    dirty: Vec<u64>,
+}
+
+impl<S> Default for Sessions<S> {
+    fn default() -> Self {
+        Sessions { sessions: HashMap::new(), dirty: Vec::new() }
+    }
+}
+
+impl<S: Copy> Sessions<S> {
+    /// Takes in a session. `epoch` is that of the subscription's owner, as pushes carry it.
+    pub fn open(&mut self, session: u64, stream: S, subscription: SubscriptionId, epoch: Epoch) {
+        let mut writer = PushBatchWriter::new();
+        writer.begin(subscription, epoch);
+        let opened = Session { stream, subscription, writer, waiting: VecDeque::new(), dirty: false };
+        self.sessions.insert(session, opened);
+    }
+
+    /// Forgets a session and what waited in it.
+    pub fn close(&mut self, session: u64) -> Option<Session<S>> {
+        self.sessions.remove(&session)
+    }
+
+    /// A session.
+    #[must_use]
+    pub fn session(&self, session: u64) -> Option<&Session<S>> {
+        self.sessions.get(&session)
+    }
+
+    /// How many sessions are attached.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Adds one push, copying the event's bytes. Pushes to a session that has gone are dropped: its
+    /// subscription's owner learns of the end, and sends the task elsewhere.
+    pub fn push(&mut self, session: u64, item: PushItem, event: &[u8]) {
+        let Some(target) = self.sessions.get_mut(&session) else { return };
+        if !target.writer.is_empty()
+            && (target.writer.len_bytes() >= FRAME_SIZE_BYTES || !target.writer.fits(event.len()))
+        {
+            target.waiting.push_back(target.writer.finish_owned().into());
+        }
+        target.writer.push(item, event);
+        if !target.dirty {
+            target.dirty = true;
+            self.dirty.push(session);
+        }
+    }
+
+    /// Offers what waits to the transport, session by session, in order. `write` takes a frame, or gives
+    /// it back where its stream has no room now.
+    pub fn flush(&mut self, mut write: impl FnMut(S, Bytes) -> Result<(), Bytes>) {
+        let mut still_dirty = Vec::new();
+        for number in self.dirty.drain(..) {
+            let Some(session) = self.sessions.get_mut(&number) else { continue };
+            if !session.writer.is_empty() {
+                session.waiting.push_back(session.writer.finish_owned().into());
+            }
+            session.dirty = false;
+            while let Some(frame) = session.waiting.pop_front() {
+                if let Err(frame) = write(session.stream, frame) {
+                    session.waiting.push_front(frame);
+                    session.dirty = true;
+                    still_dirty.push(number);
+                    break;
+                }
+            }
+        }
+        self.dirty = still_dirty;
+    }
+
+    /// Whether frames wait for room.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use escapement_protocol::event::Due;
+    use escapement_protocol::frame::{Frame, FrameDecoder};
+    use escapement_protocol::{EventSpec, Sequence, ShardId, Tag, TopicId, WallMs};
+
+    fn item(n: u64) -> PushItem {
+        PushItem {
+            tag: Tag(n),
+            sequence: Sequence(n),
+            schedule_time: WallMs(5),
+            deadline_ms: 1_000,
+            topic: TopicId(1),
+            shard: ShardId(0),
+            attempt: 1,
+        }
+    }
+
+    #[test]
+    fn pushes_of_one_turn_leave_in_order_and_a_full_stream_loses_none() {
+        let mut sessions = Sessions::default();
+        sessions.open(9, 'a', SubscriptionId(1), Epoch(1));
+        let mut event = Vec::new();
+        EventSpec::new(Due::At(WallMs(5)), "id", &[1; 1000]).encode(&mut event).expect("valid");
+        for n in 0..500 {
+            sessions.push(9, item(n), &event);
+        }
+        let mut got = Vec::new();
+        let mut room = 2;
+        while room < 100 {
+            let mut left = room;
+            sessions.flush(|stream, frame| {
+                assert_eq!(stream, 'a');
+                if left == 0 {
+                    return Err(frame);
+                }
+                left -= 1;
+                let fed = FrameDecoder::new().feed(&frame, |frame| {
+                    if let Frame::PushBatch(batch) = frame {
+                        got.extend(batch.iter().map(|(item, bytes)| (item.tag.0, bytes.to_vec())));
+                    }
+                    Ok(())
+                });
+                assert_eq!(fed.map_err(|e| e.to_string()), Ok(()));
+                Ok(())
+            });
+            room += 1;
+            if !sessions.is_blocked() {
+                break;
+            }
+        }
+        assert!(room > 3, "the stream was full at least once");
+        assert!(got.iter().map(|(tag, _)| *tag).eq(0..500));
+        assert!(got.iter().all(|(_, bytes)| *bytes == event));
+    }
+
+    #[test]
+    fn a_push_to_a_session_that_has_gone_is_dropped() {
+        let mut sessions = Sessions::<u8>::default();
+        sessions.push(1, item(1), &[0; 16]);
+        sessions.flush(|_, _| panic!("nothing to write"));
+    }
+}

@@ -1,0 +1,198 @@
+//! Topics and subscriptions, as every shard holds them.
+
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+
+use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::{ShardId, SubscriptionId, TopicId};
+
+use crate::record::{Record, RecordWriter};
+
+/// A topic and who subscribes to it.
+#[derive(Clone, Debug)]
+pub struct Topic {
+    /// Its id.
+    pub id: TopicId,
+    /// Version of the registry that made it.
+    pub version: u64,
+    /// Its settings.
+    pub settings: TopicSettings,
+    /// Block that holds its record.
+    pub block: u64,
+    /// Its subscriptions, in the order of their creation.
+    pub subscriptions: SmallVec<[SubscriptionId; 4]>,
+}
+
+/// A subscription.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// Version of the registry that made it.
+    pub version: u64,
+    /// Block that holds its record.
+    pub block: u64,
+    /// Its topic.
+    pub topic: TopicId,
+    /// Its settings.
+    pub settings: SubscriptionSettings,
+}
+
+/// The control objects, versioned as a whole: each change makes the next version.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    version: u64,
+    topics: HashMap<TopicId, Topic>,
+    topic_names: HashMap<String, TopicId>,
+    subscriptions: HashMap<SubscriptionId, Subscription>,
+    subscription_names: HashMap<String, SubscriptionId>,
+}
+
+impl Registry {
+    /// Version of the newest change.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The topic of that id.
+    #[must_use]
+    pub fn topic(&self, id: TopicId) -> Option<&Topic> {
+        self.topics.get(&id)
+    }
+
+    /// The topic of that name.
+    #[must_use]
+    pub fn topic_named(&self, name: &str) -> Option<&Topic> {
+        self.topics.get(self.topic_names.get(name)?)
+    }
+
+    /// The subscription of that id.
+    #[must_use]
+    pub fn subscription(&self, id: SubscriptionId) -> Option<&Subscription> {
+        self.subscriptions.get(&id)
+    }
+
+    /// The subscription of that name.
+    #[must_use]
+    pub fn subscription_named(&self, name: &str) -> Option<&Subscription> {
+        self.subscriptions.get(self.subscription_names.get(name)?)
+    }
+
+    /// All topics by ascending id.
+    #[must_use]
+    pub fn topics(&self) -> Vec<&Topic> {
+        let mut all: Vec<_> = self.topics.values().collect();
+        all.sort_unstable_by_key(|topic| topic.id);
+        all
+    }
+
+    /// All subscriptions by ascending id.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<&Subscription> {
+        let mut all: Vec<_> = self.subscriptions.values().collect();
+        all.sort_unstable_by_key(|subscription| subscription.id);
+        all
+    }
+
+    /// The id that the next topic gets.
+    #[must_use]
+    pub fn next_topic_id(&self) -> TopicId {
+        TopicId(self.topics.keys().map(|id| id.0).max().unwrap_or(0) + 1)
+    }
+
+    /// The id that the next subscription gets.
+    #[must_use]
+    pub fn next_subscription_id(&self) -> SubscriptionId {
+        SubscriptionId(self.subscriptions.keys().map(|id| id.0).max().unwrap_or(0) + 1)
+    }
+
+    fn put_topic(&mut self, id: TopicId, version: u64, block: u64, settings: TopicSettings) {
+        let subscriptions = match self.topics.get(&id) {
+            Some(held) if held.version > version => return,
+            Some(held) => held.subscriptions.clone(),
+            None => SmallVec::new(),
+        };
+        self.version = self.version.max(version);
+        self.topic_names.insert(settings.name.clone(), id);
+        self.topics.insert(id, Topic { id, version, block, settings, subscriptions });
+    }
+
+    fn put_subscription(
+        &mut self,
+        id: SubscriptionId,
+        version: u64,
+        block: u64,
+        topic: TopicId,
+        settings: SubscriptionSettings,
+    ) {
+        if self.subscriptions.get(&id).is_some_and(|held| held.version > version) {
+            return;
+        }
+        self.version = self.version.max(version);
+        self.subscription_names.insert(settings.name.clone(), id);
+        self.subscriptions.insert(id, Subscription { id, version, block, topic, settings });
+        if let Some(topic) = self.topics.get_mut(&topic)
+            && !topic.subscriptions.contains(&id)
+        {
+            topic.subscriptions.push(id);
+            topic.subscriptions.sort_unstable();
+        }
+    }
+
+    /// Takes in a control record from block `block`; `false` for any other record.
+    ///
+    /// An older version than what is held changes nothing.
+    pub fn put(&mut self, record: &Record<'_>, block: u64) -> bool {
+        match record {
+            Record::Topic { id, version, settings } => self.put_topic(*id, *version, block, settings.clone()),
+            Record::Subscription { id, version, topic, settings } => {
+                self.put_subscription(*id, *version, block, *topic, settings.clone());
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// The oldest block that holds the record of a present object.
+    #[must_use]
+    pub fn oldest_block(&self) -> Option<u64> {
+        let topics = self.topics.values().map(|t| t.block);
+        topics.chain(self.subscriptions.values().map(|s| s.block)).min()
+    }
+
+    /// Writes every object newer than `since`, in the order of their versions.
+    pub fn write_since(&self, since: u64, writer: &mut RecordWriter<'_>) {
+        // Topics come before the subscriptions that need them, because their versions are smaller.
+        enum Object<'a> {
+            Topic(&'a Topic),
+            Subscription(&'a Subscription),
+        }
+        let topics = self.topics.values().map(|t| (t.version, Object::Topic(t)));
+        let subscriptions = self.subscriptions.values().map(|s| (s.version, Object::Subscription(s)));
+        let mut newer: Vec<_> = topics.chain(subscriptions).filter(|(version, _)| *version > since).collect();
+        newer.sort_unstable_by_key(|(version, _)| *version);
+        for (version, object) in newer {
+            match object {
+                Object::Topic(t) => writer.topic(t.id, version, &t.settings),
+                Object::Subscription(s) => writer.subscription(s.id, version, s.topic, &s.settings),
+            }
+        }
+    }
+}
+
+/// The shard whose router decides for a subscription: rendezvous hashing, so that a change of the
+/// shard count moves as few subscriptions as can be.
+///
+/// # Panics
+/// If `shard_count` is 0.
+#[must_use]
+pub fn owner_of(subscription: SubscriptionId, shard_count: u16) -> ShardId {
+    let weight = |shard: u16| {
+        let mut bytes = [0; 6];
+        bytes[..4].copy_from_slice(&subscription.0.to_le_bytes());
+        bytes[4..].copy_from_slice(&shard.to_le_bytes());
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    };
+    ShardId((0..shard_count).max_by_key(|shard| weight(*shard)).expect("a node has at least one shard"))
+}

@@ -1,0 +1,179 @@
+//! Topics and subscriptions: shard 0 decides, every shard's log holds a copy, and the answer waits for all.
+
+use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::{ErrorCode, ShardId};
+
+use super::Shard;
+use crate::effects::{AdminRequest, Effects, Message, ReplyBody, Ticket};
+use crate::record::{Record, RecordWriter, records};
+
+/// A change on its way.
+#[derive(Debug)]
+struct Change {
+    version: u64,
+    tickets: Vec<Ticket>,
+    body: ReplyBody,
+    /// Shards whose logs do not hold it durably yet, this one included.
+    missing: u32,
+}
+
+/// Changes on their way, in the order of their versions.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    changes: Vec<Change>,
+}
+
+impl Shard {
+    pub(super) fn admin(&mut self, ticket: Ticket, request: AdminRequest, out: &mut Effects) {
+        assert_eq!(self.config.shard, ShardId(0), "control objects are decided by shard 0");
+        match request {
+            AdminRequest::CreateTopic(settings) => self.create_topic(ticket, settings, out),
+            AdminRequest::CreateSubscription(settings) => self.create_subscription(ticket, settings, out),
+        }
+    }
+
+    fn create_topic(&mut self, ticket: Ticket, settings: TopicSettings, out: &mut Effects) {
+        if let Err(error) = settings.validate() {
+            return out.refuse(ticket, error.code(), 0, error.to_string());
+        }
+        for change in &mut self.volatile.control.changes {
+            if let ReplyBody::Topic { settings: pending, .. } = &change.body
+                && pending.name == settings.name
+            {
+                if *pending == settings {
+                    change.tickets.push(ticket);
+                    return;
+                }
+                return refuse_other(out, ticket, "topic", &settings.name);
+            }
+        }
+        if let Some(held) = self.durable.registry.topic_named(&settings.name) {
+            if held.settings != settings {
+                return refuse_other(out, ticket, "topic", &settings.name);
+            }
+            let (id, version) = (held.id, held.version);
+            return out.reply(ticket, ReplyBody::Topic { id, version, settings });
+        }
+        let mut id = self.durable.registry.next_topic_id();
+        id.0 += self.unapplied(|body| matches!(body, ReplyBody::Topic { .. }));
+        let version = self.next_version();
+        out.log().topic(id, version, &settings);
+        self.await_all(ticket, version, ReplyBody::Topic { id, version, settings });
+    }
+
+    fn create_subscription(&mut self, ticket: Ticket, settings: SubscriptionSettings, out: &mut Effects) {
+        if let Err(error) = settings.validate() {
+            return out.refuse(ticket, error.code(), 0, error.to_string());
+        }
+        for change in &mut self.volatile.control.changes {
+            if let ReplyBody::Subscription { settings: pending, .. } = &change.body
+                && pending.name == settings.name
+            {
+                if *pending == settings {
+                    change.tickets.push(ticket);
+                    return;
+                }
+                return refuse_other(out, ticket, "subscription", &settings.name);
+            }
+        }
+        if let Some(held) = self.durable.registry.subscription_named(&settings.name) {
+            if held.settings != settings {
+                return refuse_other(out, ticket, "subscription", &settings.name);
+            }
+            let (id, topic, version) = (held.id, held.topic, held.version);
+            return out.reply(ticket, ReplyBody::Subscription { id, topic, version, settings });
+        }
+        let Some(topic) = self.durable.registry.topic_named(&settings.topic).map(|topic| topic.id) else {
+            let message = format!("no topic is named {:?}: create it first", settings.topic);
+            return out.refuse(ticket, ErrorCode::UnknownTopic, 0, message);
+        };
+        let mut id = self.durable.registry.next_subscription_id();
+        id.0 += self.unapplied(|body| matches!(body, ReplyBody::Subscription { .. }));
+        let version = self.next_version();
+        out.log().subscription(id, version, topic, &settings);
+        self.await_all(ticket, version, ReplyBody::Subscription { id, topic, version, settings });
+    }
+
+    /// Of the changes on their way, how many of a sort this shard's registry does not hold yet.
+    fn unapplied(&self, sort: impl Fn(&ReplyBody) -> bool) -> u32 {
+        let held = self.durable.registry.version();
+        self.volatile.control.changes.iter().filter(|c| c.version > held && sort(&c.body)).count() as u32
+    }
+
+    fn next_version(&self) -> u64 {
+        let pending = self.volatile.control.changes.last().map_or(0, |change| change.version);
+        pending.max(self.durable.registry.version()) + 1
+    }
+
+    fn await_all(&mut self, ticket: Ticket, version: u64, body: ReplyBody) {
+        let missing = u32::from(self.config.shard_count);
+        self.volatile.control.changes.push(Change { version, tickets: vec![ticket], body, missing });
+    }
+
+    /// Shard 0's copy is durable: the others get theirs.
+    pub(super) fn replicate_control(&mut self, record: &Record<'_>, version: u64, out: &mut Effects) {
+        for shard in 1..self.config.shard_count {
+            let mut bytes = Vec::new();
+            write_control(record, &mut bytes);
+            out.forwards.push((ShardId(shard), Message::Control { record: bytes }));
+        }
+        self.control_durable(ShardId(0), version, out);
+    }
+
+    /// Takes a copy of a control object from shard 0.
+    pub(super) fn control(&mut self, record: &[u8], out: &mut Effects) {
+        // Parsed first: a log must never hold what replay would refuse.
+        for parsed in records(record) {
+            match parsed {
+                Ok(parsed @ (Record::Topic { .. } | Record::Subscription { .. })) => {
+                    let mut bytes = Vec::new();
+                    write_control(&parsed, &mut bytes);
+                    out.records.extend_from_slice(&bytes);
+                    out.record_count += 1;
+                }
+                _ => panic!("shard 0 sends control records only"),
+            }
+        }
+    }
+
+    /// What shard 0 holds and a shard at `version` misses, as records.
+    #[must_use]
+    pub fn control_since(&self, version: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut count = 0;
+        self.durable.registry.write_since(version, &mut RecordWriter::new(&mut bytes, &mut count));
+        bytes
+    }
+
+    pub(super) fn control_durable(&mut self, _shard: ShardId, version: u64, out: &mut Effects) {
+        let changes = &mut self.volatile.control.changes;
+        // A copy that a start caught up with has nobody waiting for it.
+        let Some(at) = changes.iter().position(|change| change.version == version) else { return };
+        changes[at].missing -= 1;
+        if changes[at].missing == 0 {
+            let change = changes.remove(at);
+            for ticket in change.tickets {
+                out.reply(ticket, change.body.clone());
+            }
+        }
+    }
+}
+
+fn refuse_other(out: &mut Effects, ticket: Ticket, what: &str, name: &str) {
+    let message = format!(
+        "a {what} named {name:?} exists with other settings: choose another name, or the same settings"
+    );
+    out.refuse(ticket, ErrorCode::AlreadyExists, 0, message);
+}
+
+fn write_control(record: &Record<'_>, bytes: &mut Vec<u8>) {
+    let mut count = 0;
+    let mut writer = RecordWriter::new(bytes, &mut count);
+    match record {
+        Record::Topic { id, version, settings } => writer.topic(*id, *version, settings),
+        Record::Subscription { id, version, topic, settings } => {
+            writer.subscription(*id, *version, *topic, settings)
+        }
+        _ => unreachable!("callers pass control records"),
+    }
+}

@@ -1,0 +1,216 @@
+//! What happens at an event's due time: matching, routing, pushing, ending.
+
+use escapement_protocol::event::{FLAG_ORDERING_KEY, stated_len};
+use escapement_protocol::{EventView, MonoNs, Now, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
+use escapement_router::{Decision, TaskRef};
+
+use super::{Ended, Shard, owner_of};
+use crate::effects::{Effects, Message, Push};
+use crate::record::TaskProgress;
+use crate::wheel::Tick;
+
+/// Most sequences of one `Completed` record.
+const COMPLETED_COUNT_MAX: usize = 16 * 1024;
+
+impl Shard {
+    /// Matches what has become due, up to a turn's worth.
+    pub(super) fn fire_due(&mut self, out: &mut Effects) {
+        let mut due = std::mem::take(&mut self.volatile.due);
+        let most = self.config.turn_count_max;
+        while due.len() < most {
+            let Some(sequence) = self.volatile.overdue.pop_front() else { break };
+            due.push(sequence.0);
+        }
+        let table = &self.durable.table;
+        let fenced = &self.volatile.fenced;
+        let due_of = |key: u64| {
+            let sequence = Sequence(key);
+            let entry = table.get(sequence)?;
+            // An event whose cancellation is on its way to the disk must not leave.
+            (fenced.is_empty() || !fenced.contains(&sequence)).then_some(Tick(entry.due.0))
+        };
+        let room = most - due.len();
+        if room > 0 {
+            self.volatile.more_due =
+                self.volatile.wheel.advance(Tick(self.volatile.now.wall.0), room, due_of, &mut due);
+        }
+        for sequence in due.drain(..) {
+            self.expand(Sequence(sequence), out);
+        }
+        self.volatile.due = due;
+    }
+
+    /// Turns one due event into its tasks.
+    fn expand(&mut self, sequence: Sequence, out: &mut Effects) {
+        let Some(entry) = self.durable.table.get(sequence) else { return };
+        assert!(entry.due <= self.volatile.now.wall, "never early: {sequence:?} is due at {}", entry.due);
+        if !self.volatile.fenced.is_empty() && self.volatile.fenced.contains(&sequence) {
+            return;
+        }
+        let event = self.durable.payloads.event(entry.location);
+        let task = task_ref(self.config.shard, sequence, entry.due, entry.topic, event);
+        let topic = self.durable.registry.topic(task.topic);
+        let subscriptions = topic.map(|topic| topic.subscriptions.clone()).unwrap_or_default();
+        let progress =
+            if self.durable.progress.is_empty() { None } else { self.durable.progress.get(&sequence) };
+        let progress: &[TaskProgress] = progress.map_or(&[], |tasks| tasks.as_slice());
+        let of = |id: SubscriptionId| progress.iter().find(|task| task.subscription == id);
+        let open = || subscriptions.iter().filter(|id| !of(**id).is_some_and(|task| task.done));
+        let count = open().count();
+        if count == 0 {
+            // Where some tasks had ended before a restart and none is left, the event has simply ended.
+            let ended = if progress.is_empty() { Outcome::Unmatched } else { Outcome::Succeeded };
+            return self.end_task(SubscriptionId(0), sequence, ended);
+        }
+        if count > 1 {
+            self.volatile.fanout.insert(sequence, count as u32);
+        }
+        let offers: smallvec::SmallVec<[(SubscriptionId, TaskRef, WallMs); 4]> = open()
+            .map(|id| match of(*id) {
+                Some(past) => {
+                    (*id, TaskRef { attempt: past.attempt, excused: past.excused, ..task }, past.next_due)
+                }
+                None => (*id, task, WallMs(0)),
+            })
+            .collect();
+        for (id, task, next_due) in offers {
+            if self.owns(id) {
+                self.offer(id, task, next_due);
+            } else {
+                let to = owner_of(id, self.config.shard_count);
+                out.forwards.push((to, Message::Offer { subscription: id, task, next_due }));
+            }
+        }
+    }
+
+    /// Takes a due task into this shard's router.
+    pub(super) fn offer(&mut self, subscription: SubscriptionId, mut task: TaskRef, next_due: WallMs) {
+        let now = self.volatile.now;
+        if next_due > now.wall {
+            task.not_before = now.mono.plus_ms(next_due.0 - now.wall.0);
+        }
+        self.router.offer(now.mono, subscription, task);
+    }
+
+    /// Lets the router pick, and carries out or forwards what it decides.
+    pub(super) fn route(&mut self, out: &mut Effects) {
+        let now = self.volatile.now;
+        let mut decisions = std::mem::take(&mut self.volatile.decisions);
+        self.router.run(now.mono, &mut decisions);
+        for decision in decisions.drain(..) {
+            match decision {
+                Decision::Dispatch { subscription, session, tag, task, attempt, deadline_ms } => {
+                    let push =
+                        Push { session, subscription, tag, sequence: task.sequence, attempt, deadline_ms };
+                    if task.shard == self.config.shard {
+                        self.push(push, out);
+                    } else {
+                        out.forwards.push((task.shard, Message::Dispatch(push)));
+                    }
+                }
+                Decision::Complete { subscription, task, outcome } => {
+                    if task.shard == self.config.shard {
+                        self.end_task(subscription, task.sequence, outcome);
+                    } else {
+                        let sequence = task.sequence;
+                        out.forwards
+                            .push((task.shard, Message::TaskDone { subscription, sequence, outcome }));
+                    }
+                }
+                Decision::AttemptFailed { subscription, task, attempt, next_due } => {
+                    let next_due = wall_of(now, next_due);
+                    if task.shard == self.config.shard {
+                        out.log().attempt_failed(
+                            subscription,
+                            task.sequence,
+                            attempt,
+                            task.excused,
+                            next_due,
+                        );
+                    } else {
+                        let TaskRef { sequence, excused, .. } = task;
+                        let message =
+                            Message::AttemptFailed { subscription, sequence, attempt, excused, next_due };
+                        out.forwards.push((task.shard, message));
+                    }
+                }
+            }
+        }
+        self.volatile.decisions = decisions;
+    }
+
+    pub(super) fn push(&mut self, push: Push, out: &mut Effects) {
+        self.volatile.stats.dispatched += 1;
+        out.pushes.push(push);
+    }
+
+    /// A task of this shard's event has ended.
+    pub(super) fn end_task(&mut self, subscription: SubscriptionId, sequence: Sequence, outcome: Outcome) {
+        let fanout = &mut self.volatile.fanout;
+        let mut last = true;
+        if !fanout.is_empty()
+            && let Some(left) = fanout.get_mut(&sequence)
+        {
+            *left -= 1;
+            last = *left == 0;
+            if last {
+                fanout.remove(&sequence);
+            }
+        }
+        self.volatile.stats.completed += 1;
+        self.volatile.ended.push(Ended { subscription, outcome, last, sequence });
+    }
+
+    /// Logs what ended in this turn: one record for each subscription and outcome.
+    pub(super) fn log_ended(&mut self, out: &mut Effects) {
+        if self.volatile.ended.is_empty() {
+            return;
+        }
+        let mut ended = std::mem::take(&mut self.volatile.ended);
+        let group = |e: &Ended| (e.subscription, e.outcome as u8, e.last);
+        if ended.windows(2).any(|pair| group(&pair[0]) != group(&pair[1])) {
+            // Stable, so that within a group the order of ending remains.
+            ended.sort_by_key(group);
+        }
+        let mut sequences = Vec::with_capacity(ended.len().min(COMPLETED_COUNT_MAX));
+        for same in ended.chunk_by(|a, b| group(a) == group(b)) {
+            let Ended { subscription, outcome, last, .. } = same[0];
+            // Half a block, so that records pack well.
+            let count_max = COMPLETED_COUNT_MAX.min(self.config.block_size_bytes_max / 8);
+            for part in same.chunks(count_max) {
+                sequences.clear();
+                sequences.extend(part.iter().map(|e| e.sequence));
+                out.log().completed(subscription, outcome, last, &sequences);
+                if last {
+                    self.volatile.ending.extend(&sequences);
+                }
+            }
+        }
+        ended.clear();
+        self.volatile.ended = ended;
+    }
+}
+
+fn wall_of(now: Now, at: MonoNs) -> WallMs {
+    // Rounded up: a retry, too, is never early.
+    now.wall.plus_ms(at.since(now.mono).div_ceil(1_000_000))
+}
+
+fn task_ref(
+    shard: escapement_protocol::ShardId,
+    sequence: Sequence,
+    due: WallMs,
+    topic: TopicId,
+    event: &[u8],
+) -> TaskRef {
+    let size_bytes = stated_len(event).unwrap_or(0) as u32;
+    let keyed = event.get(5).is_some_and(|flags| flags & FLAG_ORDERING_KEY != 0);
+    let key = if keyed {
+        let view = EventView::trusted(event);
+        // 0 means no key, so that one hash value is moved.
+        view.map_or(0, |view| xxhash_rust::xxh3::xxh3_64(view.ordering_key()).max(1))
+    } else {
+        0
+    };
+    TaskRef { shard, sequence, due, size_bytes, topic, key, ..TaskRef::default() }
+}

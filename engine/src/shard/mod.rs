@@ -1,0 +1,440 @@
+//! One shard: a plain struct with one owner. Each handler has its file; control flow is here.
+
+mod apply;
+mod control;
+mod due;
+mod ledger;
+mod publish;
+mod relocate;
+
+use std::collections::VecDeque;
+
+use hashbrown::{HashMap, HashSet};
+use smallvec::SmallVec;
+
+use escapement_protocol::frame::{Items, ResultItem};
+use escapement_protocol::{Epoch, MonoNs, Now, Outcome, Sequence, ShardId, SubscriptionId, WallMs};
+use escapement_router::{Decision, Router, SessionId};
+
+use crate::effects::{Effects, Input, Message, Ticket};
+use crate::payload::PayloadStore;
+use crate::record::TaskProgress;
+use crate::registry::{Registry, owner_of};
+use crate::table::EventTable;
+use crate::wheel::{Tick, Wheel};
+use ledger::Ledger;
+
+/// What a shard is given at start.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard.
+    pub shard: ShardId,
+    /// How many there are.
+    pub shard_count: u16,
+    /// Most bytes of pending events and their index, retained space included.
+    pub memory_bytes_max: usize,
+    /// Events accepted per second at most; 0 for no cap.
+    pub admission_per_s: u64,
+    /// Most bytes of records that one block of the log takes.
+    pub block_size_bytes_max: usize,
+    /// Most events that become due, and tasks that are dispatched, in one turn.
+    pub turn_count_max: usize,
+    /// Seed of everything random, such as jitter.
+    pub seed: u64,
+}
+
+/// Counters and gauges of a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Events pending now.
+    pub pending: u64,
+    /// Events accepted since start.
+    pub published: u64,
+    /// Events refused since start.
+    pub refused: u64,
+    /// Pushes since start.
+    pub dispatched: u64,
+    /// Tasks ended since start.
+    pub completed: u64,
+    /// Bytes of payloads retained.
+    pub payload_bytes: u64,
+    /// Bytes of the index.
+    pub index_bytes: u64,
+}
+
+/// Changed by `apply` alone.
+#[derive(Debug)]
+struct Durable {
+    registry: Registry,
+    table: EventTable,
+    payloads: PayloadStore,
+    /// Only for events whose tasks have a history.
+    progress: HashMap<Sequence, SmallVec<[TaskProgress; 1]>>,
+    next_sequence: u64,
+    ledger: Ledger,
+}
+
+/// A task that ended, on its way to the log.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    subscription: SubscriptionId,
+    outcome: Outcome,
+    last: bool,
+    sequence: Sequence,
+}
+
+/// Lost in a crash, rebuilt or forgotten without harm.
+#[derive(Debug)]
+struct Volatile {
+    now: Now,
+    next_sequence: u64,
+    wheel: Wheel,
+    /// Recovered events that were due already, in order.
+    overdue: VecDeque<Sequence>,
+    /// Whether the wheel holds more that is due than one turn takes.
+    more_due: bool,
+    draining: bool,
+    log_full: bool,
+    /// Cancelled, not yet durable.
+    fenced: HashSet<Sequence>,
+    /// Tasks left, of events with more than one.
+    fanout: HashMap<Sequence, u32>,
+    ended: Vec<Ended>,
+    /// Events whose end is logged and not yet applied, in the order of the log.
+    ending: VecDeque<Sequence>,
+    /// Bytes of accepted events that are not yet applied.
+    accepted_bytes: usize,
+    admission: publish::Admission,
+    control: control::Pending,
+    /// Next block whose live events have not been appended again.
+    relocated_upto: u64,
+    /// Whether the registry and the mark were appended again and are not yet applied.
+    relocating_registry: bool,
+    stats: ShardStats,
+    due: Vec<u64>,
+    decisions: Vec<Decision>,
+}
+
+/// A shard. See the crate's documentation.
+#[derive(Debug)]
+pub struct Shard {
+    config: ShardConfig,
+    durable: Durable,
+    volatile: Volatile,
+    router: Router,
+    recovering: bool,
+}
+
+impl Shard {
+    /// An empty shard that expects [`Shard::apply_block`] for every recovered block, then [`Shard::recovered`].
+    #[must_use]
+    pub fn new(config: ShardConfig) -> Self {
+        let router = Router::new(Epoch(0), config.seed);
+        Shard {
+            durable: Durable {
+                registry: Registry::default(),
+                table: EventTable::default(),
+                payloads: PayloadStore::default(),
+                progress: HashMap::new(),
+                next_sequence: 1,
+                ledger: Ledger::default(),
+            },
+            volatile: Volatile {
+                now: Now::default(),
+                next_sequence: 1,
+                wheel: Wheel::new(Tick(0)),
+                overdue: VecDeque::new(),
+                more_due: false,
+                draining: false,
+                log_full: false,
+                fenced: HashSet::new(),
+                fanout: HashMap::new(),
+                ended: Vec::new(),
+                ending: VecDeque::new(),
+                accepted_bytes: 0,
+                admission: publish::Admission::new(config.admission_per_s),
+                control: control::Pending::default(),
+                relocated_upto: 0,
+                relocating_registry: false,
+                stats: ShardStats::default(),
+                due: Vec::new(),
+                decisions: Vec::new(),
+            },
+            router,
+            config,
+            recovering: true,
+        }
+    }
+
+    /// Ends recovery under the epoch that the log was opened with: what is pending goes on the wheel, what is
+    /// overdue is due at once, in order.
+    ///
+    /// # Panics
+    /// If it was called before.
+    pub fn recovered(&mut self, now: Now, epoch: Epoch) {
+        assert!(self.recovering, "recovery ends once");
+        self.recovering = false;
+        self.router = Router::new(epoch, self.config.seed);
+        self.volatile.now = now;
+        self.volatile.next_sequence = self.durable.next_sequence;
+        self.volatile.wheel = Wheel::new(Tick(now.wall.0.saturating_sub(1)));
+        let mut overdue = Vec::new();
+        for (sequence, entry) in self.durable.table.iter() {
+            if entry.due <= now.wall {
+                overdue.push((entry.due, sequence));
+            } else {
+                self.volatile.wheel.insert(Tick(entry.due.0), sequence.0);
+            }
+        }
+        overdue.sort_unstable();
+        self.volatile.overdue = overdue.into_iter().map(|(_, sequence)| sequence).collect();
+        for subscription in self.durable.registry.subscriptions() {
+            if owner_of(subscription.id, self.config.shard_count) == self.config.shard {
+                self.router.upsert(now.mono, subscription.id, &subscription.settings);
+            }
+        }
+    }
+
+    /// Takes one input. Total, synchronous, bounded by the input's size.
+    ///
+    /// # Panics
+    /// If recovery has not ended, or a clock goes backwards: both are the caller's mistakes.
+    pub fn step(&mut self, now: Now, input: Input<'_>, out: &mut Effects) {
+        self.advance_clock(now);
+        match input {
+            Input::Publish { ticket, topic, count, events } => {
+                self.publish(ticket, topic, count, events, out)
+            }
+            Input::Cancel { ticket, event } => self.cancel(ticket, event, out),
+            Input::Admin { ticket, request } => self.admin(ticket, request, out),
+            Input::Results { session, results } => self.results(session, results),
+            Input::Message(message) => self.message(message, out),
+        }
+    }
+
+    /// Ends a turn: fires what is due, lets the router pick, logs what ended. Call after every batch of
+    /// steps, and when [`Shard::next_deadline`] has come.
+    pub fn maintain(&mut self, now: Now, out: &mut Effects) {
+        self.advance_clock(now);
+        if !self.volatile.draining {
+            self.fire_due(out);
+        }
+        self.route(out);
+        self.log_ended(out);
+        self.compact();
+    }
+
+    /// When [`Shard::maintain`] must next be called even without input.
+    #[must_use]
+    pub fn next_deadline(&self) -> Deadline {
+        let at_once = self.volatile.more_due || !self.volatile.overdue.is_empty();
+        Deadline {
+            wall: if self.volatile.draining {
+                None
+            } else if at_once {
+                Some(self.volatile.now.wall)
+            } else {
+                self.volatile.wheel.next_due().map(|tick| WallMs(tick.0))
+            },
+            mono: self.router.next_deadline(),
+        }
+    }
+
+    /// Topics and subscriptions, as far as they are durable here.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.durable.registry
+    }
+
+    /// The bytes of a pending event, padding included, with its id's due time and its topic.
+    #[must_use]
+    pub fn event(&self, sequence: Sequence) -> Option<PendingEvent<'_>> {
+        let entry = self.durable.table.get(sequence)?;
+        Some(PendingEvent {
+            bytes: self.durable.payloads.event(entry.location),
+            due: entry.due,
+            topic: entry.topic,
+        })
+    }
+
+    /// Attempts that run now for subscriptions of this shard.
+    #[must_use]
+    pub fn running_count(&self) -> usize {
+        let running = |id| self.router.stats(id).map_or(0, |stats| stats.running - stats.held);
+        self.durable.registry.subscriptions().into_iter().map(|subscription| running(subscription.id)).sum()
+    }
+
+    /// Says whether the log has room for what is published; what ends events is logged all the same.
+    pub fn set_log_full(&mut self, full: bool) {
+        self.volatile.log_full = full;
+    }
+
+    /// Bytes of pending events.
+    #[must_use]
+    pub fn live_size_bytes(&self) -> usize {
+        self.durable.payloads.live_bytes()
+    }
+
+    /// From now on nothing more becomes due here; results are still taken.
+    pub fn drain(&mut self) {
+        self.volatile.draining = true;
+    }
+
+    /// Counters and gauges.
+    #[must_use]
+    pub fn stats(&self) -> ShardStats {
+        ShardStats {
+            pending: self.durable.table.len() as u64,
+            payload_bytes: self.durable.payloads.retained_bytes() as u64,
+            index_bytes: (self.durable.table.memory_bytes() + self.volatile.wheel.memory_bytes()) as u64,
+            ..self.volatile.stats
+        }
+    }
+
+    fn advance_clock(&mut self, now: Now) {
+        assert!(!self.recovering, "recovery has ended before the first step");
+        let before = self.volatile.now;
+        assert!(
+            now.mono >= before.mono && now.wall >= before.wall,
+            "time went backwards: {before:?} to {now:?}"
+        );
+        self.volatile.now = now;
+    }
+
+    fn message(&mut self, message: Message, out: &mut Effects) {
+        let now = self.volatile.now;
+        match message {
+            Message::Offer { subscription, task, next_due } => self.offer(subscription, task, next_due),
+            Message::Dispatch(push) => self.push(push, out),
+            Message::TaskDone { subscription, sequence, outcome } => {
+                self.end_task(subscription, sequence, outcome)
+            }
+            Message::AttemptFailed { subscription, sequence, attempt, excused, next_due } => {
+                out.log().attempt_failed(subscription, sequence, attempt, excused, next_due);
+            }
+            Message::Attach { subscription, session, host, credit, running } => {
+                // The door resolved the name a moment ago and subscriptions are never deleted.
+                let _ = self.router.attach_host(now.mono, subscription, session, host, credit, &running);
+            }
+            Message::Credit { session, credit } => {
+                self.router.set_credit(session, credit);
+            }
+            Message::Detach { session, how } => self.router.detach(now.mono, session, how),
+            Message::Results { session, results } => self.results(session, Items::from(results.as_slice())),
+            Message::Control { record } => self.control(&record, out),
+            Message::ControlDurable { shard, version } => self.control_durable(shard, version, out),
+        }
+    }
+
+    fn results(&mut self, session: SessionId, results: Items<'_, ResultItem>) {
+        let now = self.volatile.now.mono;
+        for item in results {
+            // A stale tag changes nothing: its attempt has ended another way.
+            self.router.result(now, session, item.tag, item.result, item.retry_after_ms);
+        }
+    }
+
+    fn refuse_publish(&mut self, ticket: Ticket, count: u32, refusal: crate::Refusal, out: &mut Effects) {
+        self.volatile.stats.refused += u64::from(count);
+        out.reply(ticket, crate::ReplyBody::Refused(refusal));
+    }
+
+    fn compact(&mut self) {
+        let Durable { table, payloads, .. } = &mut self.durable;
+        if !payloads.wants_compaction() {
+            return;
+        }
+        let mut moves = Vec::new();
+        payloads.compact(
+            |sequence, location| table.get(sequence).is_some_and(|entry| entry.location == location),
+            |sequence, location| moves.push((sequence, location)),
+        );
+        for (sequence, location) in moves {
+            table.get_mut(sequence).expect("a survivor is pending").location = location;
+        }
+    }
+
+    /// Asserts every invariant. Linear in what is pending: for tests and simulation.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    pub fn check(&self) {
+        let Durable { table, payloads, ledger, progress, next_sequence, .. } = &self.durable;
+        assert_eq!(ledger.live(), table.len() as u64, "each pending event counts once in its block");
+        let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
+        assert_eq!(bytes, payloads.live_bytes(), "each pending event has one payload");
+        for sequence in progress.keys() {
+            assert!(table.get(*sequence).is_some(), "progress belongs to pending events");
+        }
+        assert!(
+            table.iter().all(|(sequence, _)| sequence.0 < *next_sequence),
+            "sequences are given out once"
+        );
+        self.router.check();
+    }
+
+    /// A digest of the durable state, equal before a crash and after recovery from the same log.
+    #[must_use]
+    pub fn state_hash(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        let mut add = |bytes: &[u8]| hasher.update(bytes);
+        for (sequence, entry) in self.durable.table.iter() {
+            add(&sequence.0.to_le_bytes());
+            add(&entry.due.0.to_le_bytes());
+            add(&entry.topic.0.to_le_bytes());
+            add(self.durable.payloads.event(entry.location));
+            let mut tasks: Vec<_> =
+                self.durable.progress.get(&sequence).into_iter().flatten().copied().collect();
+            tasks.sort_unstable_by_key(|task| task.subscription);
+            for task in tasks {
+                add(format!("{task:?}").as_bytes());
+            }
+        }
+        let mut control = Vec::new();
+        let mut count = 0;
+        self.durable.registry.write_since(0, &mut crate::record::RecordWriter::new(&mut control, &mut count));
+        add(&control);
+        add(&self.durable.next_sequence.to_le_bytes());
+        hasher.digest()
+    }
+
+    fn owns(&self, subscription: SubscriptionId) -> bool {
+        self.config.shard_count == 1 || owner_of(subscription, self.config.shard_count) == self.config.shard
+    }
+
+    /// The router's view of the subscriptions that this shard owns.
+    #[must_use]
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+}
+
+impl PendingEvent<'_> {
+    /// The due time as its publisher asked for it, which the event's id carries.
+    #[must_use]
+    pub fn schedule_time(&self) -> WallMs {
+        // A delay counts from acceptance and never lies before it, so that both due times are one.
+        let view = escapement_protocol::EventView::trusted(self.bytes);
+        view.and_then(|event| event.stated_time()).unwrap_or(self.due)
+    }
+}
+
+/// A pending event, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct PendingEvent<'a> {
+    /// Its bytes, padded to 8.
+    pub bytes: &'a [u8],
+    /// Its effective due time.
+    pub due: WallMs,
+    /// Its topic.
+    pub topic: escapement_protocol::TopicId,
+}
+
+/// When a shard must be maintained next, on each clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deadline {
+    /// When the wall clock gets there.
+    pub wall: Option<WallMs>,
+    /// When the monotonic clock gets there.
+    pub mono: Option<MonoNs>,
+}

@@ -1,0 +1,192 @@
+//! Accepting events, and cancelling them.
+
+use escapement_protocol::event::{padded_len, stated_len};
+use escapement_protocol::{ErrorCode, EventId, MonoNs, Outcome, Sequence, TopicId};
+
+use super::{Ended, Shard};
+use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
+use crate::record::{HEADER_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES};
+use escapement_protocol::frame::{CancelVerdict, TaskState};
+
+/// Most bytes of events in one record, unless a single event is larger: blocks are cut between records.
+const RUN_SIZE_BYTES_MAX: usize = 128 * 1024;
+
+/// Bytes of a `Published` record besides its events; a `Relocated` one needs no more but for its progress.
+const RECORD_OVERHEAD_SIZE_BYTES: usize = HEADER_SIZE_BYTES + PUBLISHED_FIXED_SIZE_BYTES;
+
+/// Kept free beside an event, so that its relocation, with a history of many tasks, fits a block too.
+const PROGRESS_SIZE_BYTES_MAX: usize = 4 * 1024;
+
+/// How long a publisher should wait where memory or disk is short.
+const SPACE_RETRY_AFTER_MS: u32 = 1_000;
+
+/// A token bucket over events, so that a node's intake can be capped.
+#[derive(Debug)]
+pub(super) struct Admission {
+    per_s: u64,
+    /// Tokens in units of 1e-9 events, to be exact in integers.
+    tokens: u128,
+    filled: MonoNs,
+}
+
+const NANO: u128 = 1_000_000_000;
+/// The bucket holds what the cap admits in this long: enough to ride out a late turn.
+const BURST_MS: u128 = 50;
+
+impl Admission {
+    pub(super) fn new(per_s: u64) -> Self {
+        Admission { per_s, tokens: 0, filled: MonoNs(0) }
+    }
+
+    /// Takes up to `count` and says how many; the second number is ms until one more is there.
+    fn take(&mut self, now: MonoNs, count: u32) -> (u32, u32) {
+        if self.per_s == 0 {
+            return (count, 0);
+        }
+        let rate = u128::from(self.per_s);
+        let most = (rate * BURST_MS * NANO / 1_000).max(NANO);
+        self.tokens = (self.tokens + u128::from(now.since(self.filled)) * rate).min(most);
+        self.filled = now;
+        let taken = (self.tokens / NANO).min(u128::from(count)) as u32;
+        self.tokens -= u128::from(taken) * NANO;
+        // Long enough for half the bucket, so that a refused publisher comes back to a useful amount.
+        (taken, (BURST_MS / 2) as u32)
+    }
+}
+
+impl Shard {
+    pub(super) fn publish(
+        &mut self,
+        ticket: Ticket,
+        topic: TopicId,
+        count: u32,
+        events: &[u8],
+        out: &mut Effects,
+    ) {
+        let now = self.volatile.now;
+        if self.durable.registry.topic(topic).is_none() {
+            let refusal = Refusal {
+                code: ErrorCode::UnknownTopic,
+                message: format!("no topic has number {}: create it, or look its number up by name", topic.0),
+                retry_after_ms: 0,
+            };
+            return self.refuse_publish(ticket, count, refusal, out);
+        }
+        if self.memory_bytes() + events.len() > self.config.memory_bytes_max {
+            let refusal = Refusal {
+                code: ErrorCode::ResourceExhausted,
+                message: "the memory for pending events is full: publish again later, or raise memory_bytes"
+                    .into(),
+                retry_after_ms: SPACE_RETRY_AFTER_MS,
+            };
+            return self.refuse_publish(ticket, count, refusal, out);
+        }
+        if self.volatile.log_full {
+            let refusal = Refusal {
+                code: ErrorCode::ResourceExhausted,
+                message: "the log is full: publish again later; give the node more disk, or raise log_size_bytes_max".into(),
+                retry_after_ms: SPACE_RETRY_AFTER_MS,
+            };
+            return self.refuse_publish(ticket, count, refusal, out);
+        }
+        let most = self.config.block_size_bytes_max - RECORD_OVERHEAD_SIZE_BYTES - PROGRESS_SIZE_BYTES_MAX;
+        if largest(events, most) > most {
+            let refusal = Refusal {
+                code: ErrorCode::EventTooLarge,
+                message: format!("this node's log takes events of at most {most} bytes"),
+                retry_after_ms: 0,
+            };
+            return self.refuse_publish(ticket, count, refusal, out);
+        }
+        let (taken, retry_after_ms) = self.volatile.admission.take(now.mono, count);
+        let refusal = (taken < count).then(|| Refusal {
+            code: ErrorCode::ResourceExhausted,
+            message: "the node's admission rate is reached: publish again after the stated time".into(),
+            retry_after_ms,
+        });
+        if taken == 0 {
+            return self.refuse_publish(ticket, count, refusal.expect("nothing was taken"), out);
+        }
+        self.volatile.stats.refused += u64::from(count - taken);
+        self.volatile.stats.published += u64::from(taken);
+        let first_sequence = Sequence(self.volatile.next_sequence);
+        self.volatile.next_sequence += u64::from(taken);
+        assert!(self.volatile.next_sequence <= Sequence::MAX.0, "48 bits of sequence are used up");
+
+        let mut rest = events;
+        let mut left = taken;
+        let mut sequence = first_sequence;
+        while left > 0 {
+            let (run, run_bytes) = cut(rest, left, most.min(RUN_SIZE_BYTES_MAX));
+            out.log().published(topic, sequence, run, now.wall, &rest[..run_bytes]);
+            self.volatile.accepted_bytes += run_bytes;
+            rest = &rest[run_bytes..];
+            sequence.0 += u64::from(run);
+            left -= run;
+        }
+        let body =
+            ReplyBody::Published { first_sequence, accepted_count: taken, accepted: now.wall, refusal };
+        out.reply_on_commit(ticket, body);
+    }
+
+    pub(super) fn cancel(&mut self, ticket: Ticket, event: EventId, out: &mut Effects) {
+        let sequence = event.sequence;
+        let verdict = match self.durable.table.get(sequence) {
+            Some(_) if self.volatile.fenced.contains(&sequence) => {
+                // The first request's record is on its way: this answer waits for it too.
+                return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
+            }
+            Some(entry) if entry.due <= self.volatile.now.wall => {
+                CancelVerdict::TooLate { state: TaskState::Ready, attempt: 0 }
+            }
+            Some(_) => {
+                self.volatile.fenced.insert(sequence);
+                self.volatile.ended.push(Ended {
+                    subscription: escapement_protocol::SubscriptionId(0),
+                    outcome: Outcome::Cancelled,
+                    last: true,
+                    sequence,
+                });
+                self.log_ended(out);
+                return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
+            }
+            None => CancelVerdict::NotFound,
+        };
+        out.reply(ticket, ReplyBody::Cancelled(verdict));
+    }
+
+    /// Bytes held for pending events, accepted ones included.
+    fn memory_bytes(&self) -> usize {
+        self.durable.payloads.retained_bytes()
+            + self.durable.table.memory_bytes()
+            + self.volatile.wheel.memory_bytes()
+            + self.volatile.accepted_bytes
+    }
+}
+
+/// Size of the largest event, where any can be larger than `most`.
+fn largest(mut events: &[u8], most: usize) -> usize {
+    if events.len() <= most {
+        return 0;
+    }
+    let mut largest = 0;
+    while let Some(len) = stated_len(events) {
+        let len = padded_len(len);
+        largest = largest.max(len);
+        events = events.get(len..).unwrap_or_default();
+    }
+    largest
+}
+
+/// How many of the first `count` events fit `most` bytes, at least one, and their bytes.
+fn cut(events: &[u8], count: u32, most: usize) -> (u32, usize) {
+    let mut bytes = 0;
+    for taken in 0..count {
+        let len = padded_len(stated_len(&events[bytes..]).expect("the door counted whole events"));
+        if taken > 0 && bytes + len > most {
+            return (taken, bytes);
+        }
+        bytes += len;
+    }
+    (count, bytes)
+}

@@ -1,0 +1,60 @@
+//! Administration: creation goes to shard 0, reads are answered from this core's copy.
+
+use escapement_protocol::ErrorCode;
+use escapement_protocol::frame::{AdminAnswer, AdminRequest, Frame};
+
+use super::{Backend, Door, REQUESTS_MAX, Waiting, refusal, too_many, unavailable};
+
+impl<S: Copy + Eq + std::hash::Hash> Door<S> {
+    pub(super) fn admin(
+        &mut self,
+        stream: S,
+        request: u64,
+        body: AdminRequest,
+        backend: &mut impl Backend<S>,
+    ) {
+        let Some(state) = self.streams.get_mut(&stream) else { return };
+        let error = match &body {
+            AdminRequest::CreateTopic(settings) => settings.validate().err(),
+            AdminRequest::CreateSubscription(settings) => settings.validate().err(),
+            AdminRequest::ShardMap => {
+                let map = AdminAnswer::ShardMap(self.config.shard_map.clone());
+                return self.send(stream, &Frame::AdminReply { request, body: map });
+            }
+            _ => {
+                match backend.read(&body) {
+                    Ok(body) => self.send(stream, &Frame::AdminReply { request, body }),
+                    Err(refusal) => self.send_error(stream, request, &refusal),
+                }
+                return;
+            }
+        };
+        if let Some(error) = error {
+            return self.send_error(stream, request, &refusal(error.code(), error.to_string()));
+        }
+        if request == 0 {
+            let message = "request 0 is reserved for the stream itself: number requests from 1";
+            return self.send_error(stream, 0, &refusal(ErrorCode::MalformedFrame, message));
+        }
+        if state.requests >= REQUESTS_MAX {
+            return self.send_error(stream, request, &too_many());
+        }
+        if self.draining {
+            return self.send_error(stream, request, &unavailable());
+        }
+        state.requests += 1;
+        let ticket = self.waiting.insert(Waiting::Admin { stream, request }) as u64;
+        backend.create(ticket, body);
+    }
+
+    /// The answer to a creation.
+    pub fn administered(&mut self, ticket: u64, body: AdminAnswer) {
+        let Some(Waiting::Admin { stream, request }) = self.waiting.try_remove(ticket as usize) else {
+            return;
+        };
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.requests -= 1;
+        }
+        self.send(stream, &Frame::AdminReply { request, body });
+    }
+}

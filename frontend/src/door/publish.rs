@@ -1,0 +1,311 @@
+//! Publishing: verify each event once, cut by shard, answer in the order of the items.
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+
+use escapement_protocol::frame::{
+    AckException, AckRun, Durability, Items, PublishAck, PublishBatch, encode_publish_ack,
+};
+use escapement_protocol::ids::shard_of;
+use escapement_protocol::{ErrorCode, EventView, Now, Sequence, ShardId, TopicId, WallMs};
+
+use super::{Backend, Door, Refusal, Violation, Waiting, unavailable};
+
+/// Most answers in one acknowledgement frame: the rest follows in the next.
+const ANSWERS_MAX: usize = 16 * 1024;
+
+/// Most batches of one stream that may wait for the disk. A peer that sends more has stopped listening.
+const BATCHES_MAX: usize = 64 * 1024;
+
+/// What a shard says to a run of events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishAnswer {
+    /// A prefix of the run was accepted and is durable.
+    Accepted {
+        /// Sequence of its first event.
+        first_sequence: Sequence,
+        /// Events accepted, from the first on.
+        count: u32,
+        /// Moment of acceptance.
+        accepted: WallMs,
+        /// Why the rest was not.
+        rest: Option<Refusal>,
+    },
+    /// None was accepted.
+    Refused(Refusal),
+}
+
+/// The part of a batch that went to one shard.
+#[derive(Debug)]
+struct Part {
+    shard: ShardId,
+    answer: Option<PublishAnswer>,
+    /// Items of this part answered so far, while the acknowledgement is written.
+    taken: u32,
+}
+
+/// Where each item of a batch went.
+#[derive(Debug)]
+enum Layout {
+    /// All to `parts[0]`.
+    Uniform,
+    /// Item by item: an index into `parts`, or [`EXCEPTION`].
+    Mixed(Vec<u16>),
+}
+
+const EXCEPTION: u16 = u16::MAX;
+
+#[derive(Debug)]
+struct Batch {
+    first_item: u64,
+    count: u32,
+    layout: Layout,
+    parts: SmallVec<[Part; 1]>,
+    /// Parts without an answer.
+    missing: u32,
+    /// Items refused at the door, ascending.
+    exceptions: Vec<AckException>,
+}
+
+/// A stream's batches, in order.
+#[derive(Debug, Default)]
+pub(super) struct Publisher {
+    next_item: u64,
+    acked_item: u64,
+    /// Number of `batches[0]` among the stream's batches.
+    first_batch: u64,
+    batches: VecDeque<Batch>,
+    runs: Vec<AckRun>,
+    exceptions: Vec<AckException>,
+}
+
+impl<S: Copy + Eq + std::hash::Hash> Door<S> {
+    pub(super) fn publish(
+        &mut self,
+        now: Now,
+        stream: S,
+        batch: &PublishBatch<'_>,
+        backend: &mut impl Backend<S>,
+    ) -> Result<(), Violation> {
+        let shard_count = self.config.shard_map.shard_count;
+        let draining = self.draining;
+        let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
+        let publisher = state.publisher.get_or_insert_default();
+        if batch.first_item != publisher.next_item {
+            let message = format!(
+                "the batch begins with item {}, and item {} is next on this stream: number items without a gap",
+                batch.first_item, publisher.next_item
+            );
+            return Err(Violation { code: ErrorCode::MalformedFrame, message });
+        }
+        if publisher.batches.len() >= BATCHES_MAX {
+            let message = format!("{BATCHES_MAX} batches wait on this stream: wait for acknowledgements");
+            return Err(Violation { code: ErrorCode::TooManyRequests, message });
+        }
+        let number = publisher.first_batch + publisher.batches.len() as u64;
+        let count = batch.events.count();
+        publisher.next_item += u64::from(count);
+        let mut entry = Batch {
+            first_item: batch.first_item,
+            count,
+            layout: Layout::Uniform,
+            parts: SmallVec::new(),
+            missing: 0,
+            exceptions: Vec::new(),
+        };
+        if draining {
+            let refused = unavailable();
+            entry.refuse_all(&refused);
+            publisher.batches.push_back(entry);
+            self.mark(stream);
+            return Ok(());
+        }
+        let waiting = &mut self.waiting;
+        let topic = batch.topic;
+        let mut submit = |entry: &mut Batch, shard: ShardId, count: u32, events: &[u8]| {
+            let part = entry.parts.len();
+            let ticket = waiting.insert(Waiting::Publish { stream, batch: number, part }) as u64;
+            entry.parts.push(Part { shard, answer: None, taken: 0 });
+            entry.missing += 1;
+            backend.publish(ticket, shard, topic, count, events);
+        };
+        match one_shard(now, batch, shard_count) {
+            Some(shard) => submit(&mut entry, shard, count, batch.events.bytes()),
+            None => {
+                // Rare: a foreign client that does not route, or a faulty event.
+                let mut runs: Vec<(ShardId, u32, Vec<u8>)> = Vec::new();
+                let mut layout = Vec::with_capacity(count as usize);
+                for (item, event) in (batch.first_item..).zip(batch.events.iter()) {
+                    match verify(now, topic, event, shard_count) {
+                        Ok(shard) => {
+                            let at = runs.iter().position(|run| run.0 == shard).unwrap_or_else(|| {
+                                runs.push((shard, 0, Vec::new()));
+                                runs.len() - 1
+                            });
+                            runs[at].1 += 1;
+                            runs[at].2.extend_from_slice(event);
+                            layout.push(at as u16);
+                        }
+                        Err(code) => {
+                            entry.exceptions.push(AckException {
+                                item,
+                                retry_after_ms: 0,
+                                code: code as u16,
+                            });
+                            layout.push(EXCEPTION);
+                        }
+                    }
+                }
+                entry.layout = Layout::Mixed(layout);
+                for (shard, count, events) in runs {
+                    submit(&mut entry, shard, count, &events);
+                }
+            }
+        }
+        let publisher = state.publisher.get_or_insert_default();
+        let resolved = entry.missing == 0;
+        publisher.batches.push_back(entry);
+        if resolved {
+            self.mark(stream);
+        }
+        Ok(())
+    }
+
+    /// A shard's answer for a ticket.
+    pub fn published(&mut self, ticket: u64, answer: PublishAnswer) {
+        let Some(&Waiting::Publish { stream, batch, part }) = self.waiting.get(ticket as usize) else {
+            return;
+        };
+        self.waiting.remove(ticket as usize);
+        let Some(publisher) = self.streams.get_mut(&stream).and_then(|s| s.publisher.as_mut()) else {
+            return;
+        };
+        let Some(index) = batch.checked_sub(publisher.first_batch) else { return };
+        let Some(entry) = publisher.batches.get_mut(index as usize) else { return };
+        entry.parts[part].answer = Some(answer);
+        entry.missing -= 1;
+        if entry.missing == 0 {
+            self.mark(stream);
+        }
+    }
+}
+
+/// The shard of all events, where all are sound and go to one.
+fn one_shard(now: Now, batch: &PublishBatch<'_>, shard_count: u16) -> Option<ShardId> {
+    let mut first = None;
+    for event in batch.events.iter() {
+        let shard = verify(now, batch.topic, event, shard_count).ok()?;
+        if *first.get_or_insert(shard) != shard {
+            return None;
+        }
+    }
+    first
+}
+
+fn verify(now: Now, topic: TopicId, event: &[u8], shard_count: u16) -> Result<ShardId, ErrorCode> {
+    let (view, taken) = EventView::parse(event).map_err(|error| error.code())?;
+    if taken != event.len() {
+        return Err(ErrorCode::MalformedEvent);
+    }
+    view.schedule_time(now.wall).map_err(|error| error.code())?;
+    if shard_count == 1 {
+        return Ok(ShardId(0));
+    }
+    Ok(shard_of(topic, view.ordering_key(), view.source(), view.id(), shard_count))
+}
+
+impl Batch {
+    fn refuse_all(&mut self, refusal: &Refusal) {
+        self.layout = Layout::Mixed(vec![EXCEPTION; self.count as usize]);
+        let exception =
+            |item| AckException { item, retry_after_ms: refusal.retry_after_ms, code: refusal.code as u16 };
+        self.exceptions = (self.first_item..).take(self.count as usize).map(exception).collect();
+    }
+}
+
+impl Publisher {
+    /// Appends an acknowledgement of every leading batch whose answers are all there.
+    pub(super) fn write_ack(&mut self, out: &mut Vec<u8>) {
+        while self.batches.front().is_some_and(|batch| batch.missing == 0) {
+            let batch = self.batches.pop_front().expect("it is there");
+            self.first_batch += 1;
+            self.answer(batch);
+            if self.runs.len() + self.exceptions.len() >= ANSWERS_MAX {
+                self.write(out);
+            }
+        }
+        self.write(out);
+    }
+
+    fn write(&mut self, out: &mut Vec<u8>) {
+        let through_item = self.batches.front().map_or(self.next_item, |batch| batch.first_item);
+        if through_item == self.acked_item {
+            return;
+        }
+        self.acked_item = through_item;
+        let ack = PublishAck {
+            through_item,
+            durability: Durability::LOCAL_DISK,
+            runs: Items::from(self.runs.as_slice()),
+            exceptions: Items::from(self.exceptions.as_slice()),
+        };
+        encode_publish_ack(&ack, out).expect("answers are bounded by the frames they answer");
+        self.runs.clear();
+        self.exceptions.clear();
+    }
+
+    fn answer(&mut self, mut batch: Batch) {
+        if let Layout::Uniform = batch.layout {
+            self.answer_part(batch.first_item, batch.count, &mut batch.parts[0]);
+            return;
+        }
+        let Layout::Mixed(layout) = &batch.layout else { return };
+        let mut exceptions = batch.exceptions.iter();
+        for (item, part) in (batch.first_item..).zip(layout) {
+            if *part == EXCEPTION {
+                self.exceptions.extend(exceptions.next());
+            } else {
+                self.answer_part(item, 1, &mut batch.parts[usize::from(*part)]);
+            }
+        }
+    }
+
+    /// Answers the next `count` items of a part, of which the first is `item`.
+    fn answer_part(&mut self, item: u64, count: u32, part: &mut Part) {
+        let (first_sequence, accepted_count, accepted, refusal) = match &part.answer {
+            Some(PublishAnswer::Accepted { first_sequence, count, accepted, rest }) => {
+                (*first_sequence, *count, *accepted, rest.as_ref())
+            }
+            Some(PublishAnswer::Refused(refusal)) => (Sequence(0), 0, WallMs(0), Some(refusal)),
+            None => unreachable!("a batch is answered when no part is missing"),
+        };
+        let good = accepted_count.saturating_sub(part.taken).min(count);
+        if good > 0 {
+            let first = Sequence(first_sequence.0 + u64::from(part.taken));
+            self.push_run(AckRun { first_sequence: first, accepted, count: good, shard: part.shard });
+        }
+        if let Some(refusal) = refusal {
+            let exception = |item| AckException {
+                item,
+                retry_after_ms: refusal.retry_after_ms,
+                code: refusal.code as u16,
+            };
+            self.exceptions.extend((item..).take(count as usize).skip(good as usize).map(exception));
+        }
+        part.taken += count;
+    }
+
+    fn push_run(&mut self, run: AckRun) {
+        if let Some(last) = self.runs.last_mut()
+            && last.shard == run.shard
+            && last.accepted == run.accepted
+            && last.first_sequence.0 + u64::from(last.count) == run.first_sequence.0
+            && let Some(sum) = last.count.checked_add(run.count)
+        {
+            last.count = sum;
+            return;
+        }
+        self.runs.push(run);
+    }
+}

@@ -1,0 +1,199 @@
+//! What the door asks of its core.
+
+use escapement_engine::{Input, Message, Registry, Ticket, owner_of};
+use escapement_frontend::door::{self, Backend, OpenSession};
+use escapement_protocol::frame::{
+    self, AdminAnswer, AdminRequest, Items, ResultItem, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList,
+    TopicInfo, TopicList,
+};
+use escapement_protocol::{ErrorCode, EventId, ShardId, TopicId};
+use escapement_router::{Credit, Detach, HostKey, SessionId};
+
+use super::{Inside, Parcel, SESSION_CORE_SHIFT, core_of};
+
+impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
+    fn ticket(&self, number: u64) -> Ticket {
+        Ticket { core: self.config.core, number }
+    }
+
+    /// This core's copy of the registry: that of its first serving shard.
+    fn registry(&self) -> Option<&Registry> {
+        self.slots.iter().flatten().next().map(|slot| slot.shard().registry())
+    }
+}
+
+impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
+    fn publish(&mut self, ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: &[u8]) {
+        let ticket = self.ticket(ticket);
+        let core = core_of(shard, self.config.core_count);
+        if core == self.config.core {
+            self.step(shard, Input::Publish { ticket, topic, count, events }, Some(ticket));
+        } else {
+            let events = events.into();
+            self.mail[usize::from(core)].push(Parcel::Publish { shard, ticket, topic, count, events });
+        }
+    }
+
+    fn cancel(&mut self, ticket: u64, event: EventId) {
+        let ticket = self.ticket(ticket);
+        let core = core_of(event.shard, self.config.core_count);
+        if core == self.config.core {
+            self.step(event.shard, Input::Cancel { ticket, event }, Some(ticket));
+        } else {
+            self.mail[usize::from(core)].push(Parcel::Cancel { shard: event.shard, ticket, event });
+        }
+    }
+
+    fn create(&mut self, ticket: u64, request: AdminRequest) {
+        let ticket = self.ticket(ticket);
+        let request = match request {
+            AdminRequest::CreateTopic(settings) => escapement_engine::AdminRequest::CreateTopic(settings),
+            AdminRequest::CreateSubscription(settings) => {
+                escapement_engine::AdminRequest::CreateSubscription(settings)
+            }
+            _ => unreachable!("the door passes creations only"),
+        };
+        let core = core_of(ShardId(0), self.config.core_count);
+        if core == self.config.core {
+            self.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
+        } else {
+            self.mail[usize::from(core)].push(Parcel::Admin { ticket, request });
+        }
+    }
+
+    fn read(&mut self, request: &AdminRequest) -> Result<AdminAnswer, door::Refusal> {
+        let registry = self.registry().ok_or_else(no_shard)?;
+        match request {
+            AdminRequest::GetTopic { name } => {
+                let topic = registry.topic_named(name).ok_or_else(|| unknown(ErrorCode::UnknownTopic, "topic", name))?;
+                Ok(AdminAnswer::Topic(topic_info(topic)))
+            }
+            AdminRequest::GetSubscription { name } => {
+                let subscription = registry
+                    .subscription_named(name)
+                    .ok_or_else(|| unknown(ErrorCode::UnknownSubscription, "subscription", name))?;
+                Ok(AdminAnswer::Subscription(subscription_info(subscription)))
+            }
+            AdminRequest::ListTopics(page) => {
+                let after = registry.topics().into_iter().filter(|topic| topic.id.0 > page.after_id);
+                let (topics, more) = cut(after.map(topic_info), page.count());
+                Ok(AdminAnswer::Topics(TopicList { topics, more }))
+            }
+            AdminRequest::ListSubscriptions(page) => {
+                let after = registry.subscriptions().into_iter().filter(|s| s.id.0 > page.after_id);
+                let (subscriptions, more) = cut(after.map(subscription_info), page.count());
+                Ok(AdminAnswer::Subscriptions(SubscriptionList { subscriptions, more }))
+            }
+            _ => unreachable!("the door passes reads of the registry only"),
+        }
+    }
+
+    fn attach(&mut self, stream: S, subscribe: &Subscribe<'_>) -> Result<OpenSession, door::Refusal> {
+        let name = subscribe.subscription;
+        let registry = self.registry().ok_or_else(no_shard)?;
+        let subscription = registry
+            .subscription_named(name)
+            .ok_or_else(|| unknown(ErrorCode::UnknownSubscription, "subscription", name))?
+            .id;
+        let owner = owner_of(subscription, self.config.shard_count);
+        let Some(epoch) = self.config.epochs.get(usize::from(owner.0)).copied().flatten() else {
+            return Err(door::Refusal {
+                code: ErrorCode::Unavailable,
+                message: format!("shard {}, which decides for this subscription, is not serving", owner.0),
+                retry_after_ms: 1_000,
+            });
+        };
+        let session = u64::from(self.config.core) << SESSION_CORE_SHIFT | self.next_session;
+        self.next_session += 1;
+        self.session_owner.insert(session, owner);
+        self.sessions.open(session, stream, subscription, epoch);
+        let attach = Message::Attach {
+            subscription,
+            session: SessionId(session),
+            host: HostKey(subscribe.host),
+            credit: self.clamp(subscribe.credit),
+            running: subscribe.running.iter().collect(),
+        };
+        self.tell(owner, attach);
+        Ok(OpenSession { session, subscribed: Subscribed { subscription, session_id: session, epoch } })
+    }
+
+    fn credit(&mut self, session: u64, credit: frame::Credit) {
+        let credit = self.clamp(credit);
+        self.set_credit(session, credit);
+    }
+
+    fn leave(&mut self, session: u64) {
+        self.set_credit(session, Credit::default());
+    }
+
+    fn end(&mut self, session: u64, left: bool) {
+        self.sessions.close(session);
+        if let Some(owner) = self.session_owner.remove(&session) {
+            let how = if left { Detach::Graceful } else { Detach::Cut };
+            self.tell(owner, Message::Detach { session: SessionId(session), how });
+        }
+    }
+
+    fn results(&mut self, session: u64, results: Items<'_, ResultItem>) {
+        let Some(&owner) = self.session_owner.get(&session) else { return };
+        let core = core_of(owner, self.config.core_count);
+        let session = SessionId(session);
+        if core == self.config.core {
+            self.step(owner, Input::Results { session, results }, None);
+        } else {
+            let results = results.iter().collect();
+            self.mail[usize::from(core)].push(Parcel::Shard(owner, Message::Results { session, results }));
+        }
+    }
+}
+
+impl<S> Inside<S> {
+    fn clamp(&self, credit: frame::Credit) -> Credit {
+        let most = self.config.credit_max;
+        Credit { tasks: credit.tasks.min(most.tasks), bytes: u64::from(credit.bytes).min(most.bytes) }
+    }
+}
+
+fn cut<T>(items: impl Iterator<Item = T>, count: u32) -> (Vec<T>, bool) {
+    let mut items: Vec<T> = items.take(count as usize + 1).collect();
+    let more = items.len() > count as usize;
+    items.truncate(count as usize);
+    (items, more)
+}
+
+fn topic_info(topic: &escapement_engine::Topic) -> TopicInfo {
+    TopicInfo { topic: topic.id, version: version(topic.version), settings: topic.settings.clone() }
+}
+
+fn subscription_info(subscription: &escapement_engine::Subscription) -> SubscriptionInfo {
+    SubscriptionInfo {
+        subscription: subscription.id,
+        topic: subscription.topic,
+        version: version(subscription.version),
+        settings: subscription.settings.clone(),
+    }
+}
+
+/// Versions count changes of control objects: they stay far below 32 bits.
+pub(super) fn version(version: u64) -> u32 {
+    u32::try_from(version).unwrap_or(u32::MAX)
+}
+
+pub(super) fn refusal(refusal: escapement_engine::Refusal) -> door::Refusal {
+    let escapement_engine::Refusal { code, message, retry_after_ms } = refusal;
+    door::Refusal { code, message, retry_after_ms }
+}
+
+fn unknown(code: ErrorCode, what: &str, name: &str) -> door::Refusal {
+    let name: String = name.chars().take(64).collect();
+    door::Refusal { code, message: format!("no {what} is named {name:?}: create it first"), retry_after_ms: 0 }
+}
+
+fn no_shard() -> door::Refusal {
+    door::Refusal {
+        code: ErrorCode::Unavailable,
+        message: "no shard of this core is serving: see the node's log".into(),
+        retry_after_ms: 1_000,
+    }
+}

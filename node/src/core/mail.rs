@@ -1,0 +1,83 @@
+//! What cores send one another: bounded by the turn that collects it, handed over whole.
+
+use escapement_engine::{AdminRequest, Message, Reply, Ticket};
+use escapement_protocol::frame::PushItem;
+use escapement_protocol::{EventId, ShardId, TopicId};
+
+/// One thing for another core.
+#[derive(Clone, Debug)]
+pub enum Parcel {
+    /// For a shard there.
+    Shard(ShardId, Message),
+    /// Events that came in at the wrong core.
+    Publish {
+        /// The shard.
+        shard: ShardId,
+        /// Who waits.
+        ticket: Ticket,
+        /// Their topic.
+        topic: TopicId,
+        /// How many.
+        count: u32,
+        /// Their bytes.
+        events: Box<[u8]>,
+    },
+    /// A cancellation that came in at the wrong core.
+    Cancel {
+        /// The shard.
+        shard: ShardId,
+        /// Who waits.
+        ticket: Ticket,
+        /// The event.
+        event: EventId,
+    },
+    /// A creation for shard 0.
+    Admin {
+        /// Who waits.
+        ticket: Ticket,
+        /// What is asked.
+        request: AdminRequest,
+    },
+    /// An event for a session there.
+    Push {
+        /// The session.
+        session: u64,
+        /// The attempt.
+        item: PushItem,
+        /// The event's bytes, padded.
+        event: Box<[u8]>,
+    },
+    /// An answer for the door there.
+    Reply(Reply),
+}
+
+/// Parcels of one turn for one core, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Mail {
+    pub(super) parcels: Vec<Parcel>,
+    size_bytes: usize,
+}
+
+impl Mail {
+    pub(super) fn push(&mut self, parcel: Parcel) {
+        self.size_bytes += size_of::<Parcel>();
+        self.size_bytes += match &parcel {
+            Parcel::Publish { events, .. } => events.len(),
+            Parcel::Push { event, .. } => event.len(),
+            _ => 0,
+        };
+        self.parcels.push(parcel);
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parcels.is_empty()
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+}

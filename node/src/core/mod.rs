@@ -1,0 +1,454 @@
+//! One core: its shards, its door, its sessions, and the order of a turn.
+//!
+//! A core is synchronous and owns everything it touches. The host's loop (`crate::run`) and the simulator
+//! drive it through the same calls, once a turn, in this order:
+//!
+//! 1. [`Core::opened`], [`Core::bytes`], [`Core::closed`]: what came over streams;
+//! 2. [`Core::disk_completed`]: durable blocks are applied, their replies leave;
+//! 3. [`Core::receive`]: mail from other cores;
+//! 4. [`Core::finish_turn`]: what is due fires, routers pick, one block for each shard goes to its log;
+//! 5. [`Core::poll_disk_op`], [`Core::take_mail`], [`Core::flush_replies`], [`Core::flush_pushes`]: what the turn
+//!    wants done outside.
+//!
+//! It knows streams only by a name `S` of the transport's, so that it runs below QUIC too.
+
+mod backend;
+mod mail;
+mod slot;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use escapement_delivery::Sessions;
+use escapement_engine::{Deadline, Input, Message, Push, Reply, ReplyBody, Shard, ShardStats, Ticket};
+use escapement_frontend::door::{Door, DoorConfig, PublishAnswer, Violation};
+use escapement_protocol::frame::{AdminAnswer, PushItem, ShardCore, ShardMapInfo, SubscriptionInfo, TopicInfo};
+use escapement_protocol::{Epoch, ErrorCode, Now, ShardId};
+use escapement_router::{Credit, SessionId};
+use escapement_wal::{DiskCompletion, DiskOp, LocalWal};
+
+pub use mail::{Mail, Parcel};
+pub use slot::{CommitPolicy, SlotFailure};
+use slot::Slot;
+
+/// What a core is given at start.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// Which core.
+    pub core: u16,
+    /// How many there are.
+    pub core_count: u16,
+    /// How many shards the data directory has.
+    pub shard_count: u16,
+    /// The epoch of each shard, in order; `None` for one that is not serving.
+    pub epochs: Vec<Option<Epoch>>,
+    /// The node's identity.
+    pub node_id: u64,
+    /// When a block is closed.
+    pub commit: CommitPolicy,
+    /// Bytes that may wait for the log before publishers are no longer read.
+    pub intake_size_bytes_max: usize,
+    /// Most credit that a session gets, whatever it asks for.
+    pub credit_max: Credit,
+}
+
+/// Which core runs a shard.
+#[must_use]
+pub fn core_of(shard: ShardId, core_count: u16) -> u16 {
+    shard.0 % core_count
+}
+
+/// Everything of a core but its door, so that the door can call it.
+pub(crate) struct Inside<S> {
+    config: CoreConfig,
+    /// Shards `core`, `core + core_count`, …; `None` where a shard is not serving.
+    slots: Vec<Option<Slot>>,
+    sessions: Sessions<S>,
+    /// The shard that owns each local session's subscription.
+    session_owner: HashMap<u64, ShardId>,
+    next_session: u64,
+    mail: Vec<Mail>,
+    /// Messages between shards of this core.
+    local: Vec<(ShardId, Message)>,
+    replies: Vec<Reply>,
+    now: Now,
+}
+
+/// A core. See the module's documentation.
+pub struct Core<S> {
+    inside: Inside<S>,
+    door: Door<S>,
+}
+
+impl<S> std::fmt::Debug for Core<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("core", &self.inside.config.core).field("door", &self.door).finish_non_exhaustive()
+    }
+}
+
+impl<S: Copy + Eq + std::hash::Hash> Core<S> {
+    /// A core over its shards, in the order of their ids, each with its log; both after recovery.
+    ///
+    /// # Panics
+    /// If the shards are not those of this core.
+    #[must_use]
+    pub fn new(config: CoreConfig, shards: Vec<Option<(Shard, LocalWal)>>) -> Self {
+        let expected = (config.core..config.shard_count).step_by(usize::from(config.core_count)).count();
+        assert_eq!(shards.len(), expected, "a core has every {}th shard", config.core_count);
+        let serving = config.epochs.iter().enumerate().filter(|(_, epoch)| epoch.is_some());
+        let shard_map = ShardMapInfo {
+            epoch: config.epochs.first().copied().flatten().unwrap_or_default(),
+            shard_count: config.shard_count,
+            core_count: config.core_count,
+            shards: serving
+                .map(|(shard, _)| ShardId(shard as u16))
+                .map(|shard| ShardCore { shard, core: core_of(shard, config.core_count) })
+                .collect(),
+        };
+        let door = Door::new(DoorConfig { node_id: config.node_id, shard_map });
+        let ids = (config.core..config.shard_count).step_by(usize::from(config.core_count));
+        let slots = shards
+            .into_iter()
+            .zip(ids)
+            .map(|(opened, shard)| opened.map(|(state, log)| Slot::new(ShardId(shard), state, log, config.commit)))
+            .collect();
+        let inside = Inside {
+            slots,
+            sessions: Sessions::default(),
+            session_owner: HashMap::new(),
+            next_session: 1,
+            mail: (0..config.core_count).map(|_| Mail::default()).collect(),
+            local: Vec::new(),
+            replies: Vec::new(),
+            now: Now::default(),
+            config,
+        };
+        Core { inside, door }
+    }
+
+    /// A peer opened a stream.
+    pub fn opened(&mut self, stream: S) {
+        self.door.opened(stream);
+    }
+
+    /// A stream, or its connection, ended.
+    pub fn closed(&mut self, now: Now, stream: S) {
+        self.inside.now = now;
+        self.door.closed(stream, &mut self.inside);
+        self.settle(now);
+    }
+
+    /// Every stream that `which` names ended: a connection has.
+    pub fn closed_where(&mut self, now: Now, which: impl Fn(&S) -> bool) {
+        self.inside.now = now;
+        for stream in self.door.streams_where(which) {
+            self.door.closed(stream, &mut self.inside);
+        }
+        self.settle(now);
+    }
+
+    /// Whether a stream has published.
+    #[must_use]
+    pub fn is_publisher(&self, stream: S) -> bool {
+        self.door.is_publisher(stream)
+    }
+
+    /// Bytes came on a stream.
+    ///
+    /// # Errors
+    /// The peer broke the protocol: flush, then close its connection.
+    pub fn bytes(&mut self, now: Now, stream: S, bytes: &[u8]) -> Result<(), Violation> {
+        self.inside.now = now;
+        let result = self.door.bytes(now, stream, bytes, &mut self.inside);
+        self.settle(now);
+        result
+    }
+
+    /// Whether a stream may be read now: publishers wait while the log is behind.
+    #[must_use]
+    pub fn may_read(&self, stream: S) -> bool {
+        self.inside.intake_open() || !self.door.is_publisher(stream)
+    }
+
+    /// An operation of [`Core::poll_disk_op`] has ended.
+    pub fn disk_completed(&mut self, now: Now, shard: ShardId, completion: DiskCompletion) {
+        self.inside.now = now;
+        if let Some(slot) = self.inside.slot_mut(shard) {
+            slot.disk_completed(completion);
+        }
+        self.inside.drain_shard(shard);
+        self.settle(now);
+    }
+
+    /// Mail came from another core.
+    pub fn receive(&mut self, now: Now, mail: Mail) {
+        self.inside.now = now;
+        for parcel in mail.parcels {
+            match parcel {
+                Parcel::Shard(shard, message) => self.inside.local.push((shard, message)),
+                Parcel::Publish { shard, ticket, topic, count, events } => {
+                    self.inside.step(shard, Input::Publish { ticket, topic, count, events: &events }, Some(ticket));
+                }
+                Parcel::Cancel { shard, ticket, event } => {
+                    self.inside.step(shard, Input::Cancel { ticket, event }, Some(ticket));
+                }
+                Parcel::Admin { ticket, request } => {
+                    self.inside.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
+                }
+                Parcel::Push { session, item, event } => self.inside.sessions.push(session, item, &event),
+                Parcel::Reply(reply) => self.inside.replies.push(reply),
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Ends a turn: what is due fires, routers pick, blocks are closed.
+    pub fn finish_turn(&mut self, now: Now) {
+        self.inside.now = now;
+        for index in 0..self.inside.slots.len() {
+            if let Some(slot) = &mut self.inside.slots[index] {
+                slot.maintain(now);
+                let shard = slot.id();
+                self.inside.drain_shard(shard);
+            }
+        }
+        self.settle(now);
+        for slot in self.inside.slots.iter_mut().flatten() {
+            slot.commit(now);
+        }
+    }
+
+    /// Carries messages between this core's shards and answers to the door, until there are none.
+    fn settle(&mut self, now: Now) {
+        loop {
+            if let Some((shard, message)) = self.inside.local.pop() {
+                // Order between shards of one core is no promise; within one message it is kept.
+                self.inside.step(shard, Input::Message(message), None);
+                continue;
+            }
+            let Some(reply) = self.inside.replies.pop() else { break };
+            self.answer(reply);
+        }
+        self.inside.now = now;
+    }
+
+    fn answer(&mut self, reply: Reply) {
+        let Ticket { core, number } = reply.ticket;
+        if core != self.inside.config.core {
+            self.inside.mail[usize::from(core)].push(Parcel::Reply(reply));
+            return;
+        }
+        let door = &mut self.door;
+        match reply.body {
+            ReplyBody::Published { first_sequence, accepted_count: count, accepted, refusal } => {
+                let rest = refusal.map(backend::refusal);
+                door.published(number, PublishAnswer::Accepted { first_sequence, count, accepted, rest });
+            }
+            ReplyBody::Refused(refusal) => door.refused(number, &backend::refusal(refusal)),
+            ReplyBody::Cancelled(verdict) => door.cancelled(number, verdict),
+            ReplyBody::Topic { id, version, settings } => {
+                let version = backend::version(version);
+                door.administered(number, AdminAnswer::Topic(TopicInfo { topic: id, version, settings }));
+            }
+            ReplyBody::Subscription { id, topic, version, settings } => {
+                let version = backend::version(version);
+                let info = SubscriptionInfo { subscription: id, topic, version, settings };
+                door.administered(number, AdminAnswer::Subscription(info));
+            }
+        }
+    }
+
+    /// The next disk operation that a shard's log wants done.
+    pub fn poll_disk_op(&mut self) -> Option<(ShardId, DiskOp)> {
+        self.inside.slots.iter_mut().flatten().find_map(|slot| Some((slot.id(), slot.poll_op()?)))
+    }
+
+    /// Mail for another core; empty where there is none.
+    pub fn take_mail(&mut self, core: u16) -> Mail {
+        std::mem::take(&mut self.inside.mail[usize::from(core)])
+    }
+
+    /// Hands over answers. They are small and bounded by what peers have asked.
+    pub fn flush_replies(&mut self, write: impl FnMut(S, Bytes)) {
+        self.door.flush(write);
+    }
+
+    /// Offers pushes. One that finds no room is given back, kept, and offered again by the next call.
+    pub fn flush_pushes(&mut self, write: impl FnMut(S, Bytes) -> Result<(), Bytes>) {
+        self.inside.sessions.flush(write);
+    }
+
+    /// When [`Core::finish_turn`] must be called even if nothing comes.
+    #[must_use]
+    pub fn next_deadline(&self) -> Deadline {
+        let mut next = Deadline::default();
+        for slot in self.inside.slots.iter().flatten() {
+            let deadline = slot.next_deadline();
+            next.wall = [next.wall, deadline.wall].into_iter().flatten().min();
+            next.mono = [next.mono, deadline.mono].into_iter().flatten().min();
+        }
+        next
+    }
+
+    /// Stops intake: publishes and new sessions are refused, nothing more is dispatched, results are taken.
+    pub fn drain(&mut self, now: Now) {
+        self.inside.now = now;
+        self.door.drain();
+        let sessions: Vec<u64> = self.inside.session_owner.keys().copied().collect();
+        for session in sessions {
+            self.inside.set_credit(session, Credit::default());
+        }
+        for slot in self.inside.slots.iter_mut().flatten() {
+            slot.drain();
+        }
+        self.settle(now);
+    }
+
+    /// Whether nothing waits: no attempt runs here, every record is durable, every answer has left.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.door.waiting_count() == 0 && self.inside.slots.iter().flatten().all(Slot::is_quiet)
+    }
+
+    /// Whether every record so far is durable.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.inside.slots.iter().flatten().all(Slot::is_synced)
+    }
+
+    /// Shards that have stopped, and why.
+    pub fn failures(&self) -> impl Iterator<Item = (ShardId, &SlotFailure)> {
+        self.inside.slots.iter().flatten().filter_map(|slot| Some((slot.id(), slot.failure()?)))
+    }
+
+    /// Counters and gauges of this core's shards.
+    pub fn stats(&self) -> impl Iterator<Item = (ShardId, ShardStats)> {
+        self.inside.slots.iter().flatten().map(|slot| (slot.id(), slot.shard().stats()))
+    }
+
+    /// A shard of this core.
+    #[must_use]
+    pub fn shard(&self, shard: ShardId) -> Option<&Shard> {
+        self.inside.slot(shard).map(Slot::shard)
+    }
+
+    /// Gives up the core and hands back its shards' logs, as a crash or the end of a simulation wants them.
+    #[must_use]
+    pub fn into_logs(self) -> Vec<(ShardId, LocalWal)> {
+        self.inside.slots.into_iter().flatten().map(Slot::into_log).collect()
+    }
+
+    /// Copies of shard 0's control objects that shards of this core miss are taken in. Call once, before the first turn.
+    pub fn catch_up(&mut self, now: Now, control_since: impl Fn(u64) -> Vec<u8>) {
+        self.inside.now = now;
+        for index in 0..self.inside.slots.len() {
+            let Some(slot) = &self.inside.slots[index] else { continue };
+            let (shard, version) = (slot.id(), slot.shard().registry().version());
+            let record = control_since(version);
+            if shard != ShardId(0) && !record.is_empty() {
+                self.inside.step(shard, Input::Message(Message::Control { record }), None);
+            }
+        }
+        self.settle(now);
+    }
+}
+
+impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
+    fn index(&self, shard: ShardId) -> usize {
+        usize::from(shard.0 / self.config.core_count)
+    }
+
+    fn slot(&self, shard: ShardId) -> Option<&Slot> {
+        self.slots.get(self.index(shard))?.as_ref()
+    }
+
+    fn slot_mut(&mut self, shard: ShardId) -> Option<&mut Slot> {
+        let index = self.index(shard);
+        self.slots.get_mut(index)?.as_mut()
+    }
+
+    fn intake_open(&self) -> bool {
+        let most = self.config.intake_size_bytes_max;
+        self.slots.iter().flatten().all(|slot| slot.unlogged_size_bytes() < most)
+            && self.mail.iter().all(|mail| mail.size_bytes() < most)
+    }
+
+    /// Steps a shard of this core. A stopped one refuses whoever waits.
+    fn step(&mut self, shard: ShardId, input: Input<'_>, ticket: Option<Ticket>) {
+        let now = self.now;
+        match self.slot_mut(shard).filter(|slot| slot.failure().is_none()) {
+            Some(slot) => {
+                slot.step(now, input);
+                self.drain_shard(shard);
+            }
+            None => {
+                let refusal = escapement_engine::Refusal {
+                    code: ErrorCode::Unavailable,
+                    message: format!("shard {} has stopped: see the node's log", shard.0),
+                    retry_after_ms: 1_000,
+                };
+                self.replies.extend(ticket.map(|ticket| Reply { ticket, body: ReplyBody::Refused(refusal) }));
+            }
+        }
+    }
+
+    /// Carries out what a shard's steps want done, but for its log.
+    fn drain_shard(&mut self, shard: ShardId) {
+        let index = self.index(shard);
+        let Some(Some(slot)) = self.slots.get_mut(index) else { return };
+        let effects = &mut slot.effects;
+        self.replies.append(&mut effects.replies);
+        for (to, message) in effects.forwards.drain(..) {
+            let core = core_of(to, self.config.core_count);
+            if core == self.config.core {
+                self.local.push((to, message));
+            } else {
+                self.mail[usize::from(core)].push(Parcel::Shard(to, message));
+            }
+        }
+        let mut pushes = std::mem::take(&mut effects.pushes);
+        for push in pushes.drain(..) {
+            let Some(event) = slot.shard().event(push.sequence) else { continue };
+            let item = push_item(shard, &push, event);
+            let core = (push.session.0 >> SESSION_CORE_SHIFT) as u16;
+            if core == self.config.core {
+                self.sessions.push(push.session.0, item, event.bytes);
+            } else {
+                let event = event.bytes.into();
+                self.mail[usize::from(core)].push(Parcel::Push { session: push.session.0, item, event });
+            }
+        }
+        slot.effects.pushes = pushes;
+    }
+
+    /// Sends a message to a shard, wherever it is.
+    fn tell(&mut self, shard: ShardId, message: Message) {
+        let core = core_of(shard, self.config.core_count);
+        if core == self.config.core {
+            self.step(shard, Input::Message(message), None);
+        } else {
+            self.mail[usize::from(core)].push(Parcel::Shard(shard, message));
+        }
+    }
+
+    fn set_credit(&mut self, session: u64, credit: Credit) {
+        if let Some(owner) = self.session_owner.get(&session) {
+            self.tell(*owner, Message::Credit { session: SessionId(session), credit });
+        }
+    }
+}
+
+/// A session's number begins with its core's.
+const SESSION_CORE_SHIFT: u32 = 48;
+
+fn push_item(shard: ShardId, push: &Push, event: escapement_engine::PendingEvent<'_>) -> PushItem {
+    PushItem {
+        tag: push.tag,
+        sequence: push.sequence,
+        schedule_time: event.schedule_time(),
+        deadline_ms: push.deadline_ms,
+        topic: event.topic,
+        shard,
+        attempt: push.attempt,
+    }
+}

@@ -1,0 +1,279 @@
+//! A shard with its log: what is stepped becomes blocks, what is durable is applied.
+
+use std::collections::VecDeque;
+
+use escapement_engine::record::HEADER_SIZE_BYTES;
+use escapement_engine::{Deadline, Effects, Input, Reply, Shard};
+use escapement_protocol::{MonoNs, Now, ShardId};
+use escapement_wal::{BlockContent, BlockSeq, DiskCompletion, DiskOp, LocalWal, LogError, ShardLog};
+
+/// How often a file that could not be created is tried again.
+const HEAL_EVERY_MS: u64 = 1_000;
+
+/// When a block is closed and written.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitPolicy {
+    /// With a block in flight, another is written once this many bytes of records wait. With none, at once.
+    pub size_bytes: usize,
+    /// Idle for this long after a block, an empty one seals it.
+    pub seal_after_ms: u64,
+    /// How often the oldest segment is looked at, to free it.
+    pub trim_every_ms: u64,
+    /// Bytes appended again in one turn, while the oldest segment is being emptied.
+    pub relocate_size_bytes: usize,
+}
+
+impl Default for CommitPolicy {
+    fn default() -> Self {
+        CommitPolicy {
+            size_bytes: 64 * 1024,
+            seal_after_ms: 5,
+            trim_every_ms: 50,
+            relocate_size_bytes: 128 * 1024,
+        }
+    }
+}
+
+/// Why a shard has stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotFailure {
+    /// Its log has: what is on the disk is known only to recovery.
+    Log(LogError, String),
+}
+
+impl std::fmt::Display for SlotFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SlotFailure::Log(error, cause) if cause.is_empty() => error.fmt(f),
+            SlotFailure::Log(error, cause) => write!(f, "{error}: {cause}"),
+        }
+    }
+}
+
+/// A block on its way to the disk.
+#[derive(Debug)]
+struct InFlight {
+    seq: BlockSeq,
+    records: Vec<u8>,
+    replies: Vec<Reply>,
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    id: ShardId,
+    shard: Shard,
+    log: LocalWal,
+    pub(super) effects: Effects,
+    in_flight: VecDeque<InFlight>,
+    spare: Vec<Vec<u8>>,
+    policy: CommitPolicy,
+    /// When the newest block was submitted, until it is sealed.
+    unsealed_since: Option<MonoNs>,
+    trim_at: MonoNs,
+    heal_at: MonoNs,
+    /// Blocks up to here are being emptied.
+    emptying: Option<BlockSeq>,
+    failure: Option<SlotFailure>,
+    now: Now,
+}
+
+impl Slot {
+    pub(super) fn new(id: ShardId, shard: Shard, log: LocalWal, policy: CommitPolicy) -> Self {
+        Slot {
+            id,
+            shard,
+            log,
+            effects: Effects::default(),
+            in_flight: VecDeque::new(),
+            spare: Vec::new(),
+            policy,
+            unsealed_since: None,
+            trim_at: MonoNs(0),
+            heal_at: MonoNs(0),
+            emptying: None,
+            failure: None,
+            now: Now::default(),
+        }
+    }
+
+    pub(super) fn id(&self) -> ShardId {
+        self.id
+    }
+
+    pub(super) fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    pub(super) fn failure(&self) -> Option<&SlotFailure> {
+        self.failure.as_ref()
+    }
+
+    pub(super) fn into_log(self) -> (ShardId, LocalWal) {
+        (self.id, self.log)
+    }
+
+    pub(super) fn poll_op(&mut self) -> Option<DiskOp> {
+        self.log.poll_op()
+    }
+
+    /// Bytes of records that are not durable yet.
+    pub(super) fn unlogged_size_bytes(&self) -> usize {
+        self.effects.records.len() + self.in_flight.iter().map(|block| block.records.len()).sum::<usize>()
+    }
+
+    pub(super) fn is_synced(&self) -> bool {
+        self.failure.is_some() || (self.effects.records.is_empty() && self.in_flight.is_empty())
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_synced() && (self.failure.is_some() || self.shard.running_count() == 0)
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.shard.drain();
+    }
+
+    pub(super) fn step(&mut self, now: Now, input: Input<'_>) {
+        self.now = now;
+        self.shard.step(now, input, &mut self.effects);
+    }
+
+    pub(super) fn disk_completed(&mut self, completion: DiskCompletion) {
+        self.log.on_completion(completion);
+        self.notice_failure();
+        if self.failure.is_some() {
+            return;
+        }
+        let durable = self.log.durable();
+        while self.in_flight.front().is_some_and(|block| block.seq <= durable) {
+            let mut block = self.in_flight.pop_front().expect("it is there");
+            let applied = self.shard.apply_block(block.seq.0, &block.records, &mut self.effects);
+            applied.expect("a shard reads the records that it wrote");
+            self.effects.replies.append(&mut block.replies);
+            block.records.clear();
+            if self.spare.len() < 8 {
+                self.spare.push(block.records);
+            }
+        }
+    }
+
+    fn notice_failure(&mut self) {
+        let Some(error @ (LogError::Poisoned | LogError::Fenced | LogError::Corrupt { .. })) = self.log.error() else {
+            return;
+        };
+        if self.failure.is_none() {
+            let cause = self.log.poison_cause().map(ToString::to_string).unwrap_or_default();
+            self.failure = Some(SlotFailure::Log(error, cause));
+            // Nothing that was decided since the last durable block may be seen outside.
+            self.effects = Effects::default();
+            self.in_flight.clear();
+        }
+    }
+
+    pub(super) fn maintain(&mut self, now: Now) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.now = now;
+        self.shard.maintain(now, &mut self.effects);
+        if now.mono >= self.trim_at {
+            self.trim_at = now.mono.plus_ms(self.policy.trim_every_ms);
+            self.trim();
+        }
+        if let Some(upto) = self.emptying {
+            self.shard.relocate(upto.0, self.policy.relocate_size_bytes, &mut self.effects);
+        }
+        if let Some(since) = self.unsealed_since
+            && now.mono >= since.plus_ms(self.policy.seal_after_ms)
+            && self.is_synced()
+        {
+            self.log.seal_idle();
+            self.unsealed_since = None;
+        }
+    }
+
+    /// Frees what the log no longer needs, and decides whether its oldest segment is to be emptied.
+    fn trim(&mut self) {
+        self.log.trim(BlockSeq(self.shard.releasable()));
+        let usage = self.log.usage();
+        let segment_size = usage.size_bytes / u64::from(usage.slot_count.max(1));
+        // The last segment's worth of room is kept for what ends events.
+        self.shard.set_log_full(usage.free_bytes < segment_size);
+        if self.now.mono >= self.heal_at {
+            self.heal_at = self.now.mono.plus_ms(HEAL_EVERY_MS);
+            self.log.heal();
+        }
+        // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
+        let live = self.shard.live_size_bytes() as u64;
+        let held = usage.segment_count as u64 * segment_size;
+        let crowded = held > 2 * live + 4 * segment_size || usage.free_bytes < 2 * segment_size;
+        self.emptying = usage.oldest_sealed_last_block_seq.filter(|_| crowded);
+    }
+
+    /// Closes at most one block.
+    pub(super) fn commit(&mut self, now: Now) {
+        self.now = now;
+        let waiting = self.effects.records.len();
+        if self.failure.is_some() || waiting == 0 || !self.log.ready() {
+            return;
+        }
+        if !self.in_flight.is_empty() && waiting < self.policy.size_bytes {
+            return;
+        }
+        let (len, count) = cut(&self.effects.records, self.effects.record_count, self.log.records_size_bytes_max());
+        let block =
+            BlockContent { records: &self.effects.records[..len], record_count: count, leader_time: now.wall };
+        let seq = match self.log.submit(block) {
+            Ok(seq) => seq,
+            Err(LogError::Backpressure | LogError::Full | LogError::Unavailable) => return,
+            Err(_) => return self.notice_failure(),
+        };
+        let held = self.effects.on_commit.partition_point(|(end, _)| *end <= len);
+        let replies = self.effects.on_commit.drain(..held).map(|(_, reply)| reply).collect();
+        let mut records = self.spare.pop().unwrap_or_default();
+        if len == waiting {
+            std::mem::swap(&mut records, &mut self.effects.records);
+        } else {
+            records.extend_from_slice(&self.effects.records[..len]);
+            self.effects.records.drain(..len);
+        }
+        self.effects.record_count -= count;
+        for (end, _) in &mut self.effects.on_commit {
+            *end -= len;
+        }
+        self.in_flight.push_back(InFlight { seq, records, replies });
+        self.unsealed_since = Some(now.mono);
+    }
+
+    pub(super) fn next_deadline(&self) -> Deadline {
+        if self.failure.is_some() {
+            return Deadline::default();
+        }
+        let mut next = self.shard.next_deadline();
+        let seal = self.unsealed_since.filter(|_| self.is_synced()).map(|s| s.plus_ms(self.policy.seal_after_ms));
+        let busy = !self.is_synced() || self.emptying.is_some();
+        let trim = busy.then_some(self.trim_at);
+        next.mono = [next.mono, seal, trim].into_iter().flatten().min();
+        next
+    }
+}
+
+/// As many whole records as fit a block: their bytes, and how many they are.
+fn cut(records: &[u8], count: u32, most: usize) -> (usize, u32) {
+    if records.len() <= most {
+        return (records.len(), count);
+    }
+    let mut len = 0;
+    let mut taken = 0;
+    while let Some(body_len) = records.get(len + 4..len + HEADER_SIZE_BYTES) {
+        let body_len = u32::from_le_bytes(body_len.try_into().expect("4 bytes")) as usize;
+        let next = len + HEADER_SIZE_BYTES + body_len;
+        if next > most {
+            break;
+        }
+        len = next;
+        taken += 1;
+    }
+    assert!(taken > 0, "no record is larger than a block");
+    (len, taken)
+}

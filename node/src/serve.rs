@@ -1,0 +1,410 @@
+//! The composition root: a data directory, a configuration and a machine become a running node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use escapement_engine::{Effects, Shard, ShardConfig};
+use escapement_frontend::quic::{QuicClock, QuicConfig, QuicConfigError, QuicKeys, QuicServer};
+use escapement_frontend::tls::{ServerTls, TlsError, TlsFiles};
+use escapement_protocol::{Epoch, Now, ShardId, WallMs};
+use escapement_router::Credit;
+use escapement_wal::{FsDirectory, LocalWal, LogIdentity, OpenError, WalConfig, format_log};
+
+use crate::config::NodeConfig;
+use crate::core::{CommitPolicy, Core, CoreConfig, core_of};
+use crate::data_dir::DataDir;
+use crate::io::{self, BindError, CoreSetup, CoreSocket, HostError, HostKind, NodeClock, StartAhead};
+use crate::mesh::Mesh;
+use crate::run::{CoreEnd, CoreThread, Shared};
+
+/// Most credit of one session, whatever it asks for.
+const CREDIT_MAX: Credit = Credit { tasks: 256 * 1024, bytes: 64 * 1024 * 1024 };
+
+/// Bytes that may wait for one shard's log before its core stops reading publishers.
+const INTAKE_SIZE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Most events that become due in one turn of a shard: keeps a turn short when a million are due at once.
+const TURN_COUNT_MAX: usize = 4_096;
+
+/// A node that takes connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// SHA-256 of its certificate, in lower-case hexadecimal: what clients pin.
+    pub cert_sha256: String,
+}
+
+/// How serving ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServeEnd {
+    /// Shards that stopped while serving, and why. Not empty: the node ended by itself.
+    pub failures: Vec<(ShardId, String)>,
+    /// Whether attempts were still running when the drain's time was over: their tasks will be redelivered.
+    pub cut_short: bool,
+}
+
+/// Why the node did not start.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each variant is what its source says")]
+pub enum ServeError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Quic(#[from] QuicConfigError),
+    #[error("{0}; set the machine's clock, or confirm that it is right with --trust-clock")]
+    Clock(#[from] StartAhead),
+    #[error("no shard can serve: {}", .0.join("; "))]
+    NoShard(Vec<String>),
+    #[error("the shard map needs {cores} cores for {shards} shards: give at most as many cores as shards, and at least 1")]
+    Cores { cores: u16, shards: u16 },
+    #[error("cannot read random bytes from the operating system: {0}")]
+    Random(std::io::Error),
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    #[error("cannot format the log of shard {shard}: {source}")]
+    Format { shard: u16, source: OpenError },
+    #[error("a core ended without being asked to: this is a bug, and its message is above")]
+    Died,
+}
+
+/// The handle by which others stop a node.
+#[derive(Debug, Default)]
+pub struct Control {
+    draining: AtomicBool,
+    shared: Mutex<Option<Arc<Shared>>>,
+}
+
+impl Control {
+    /// Stops intake, lets running attempts end, syncs and ends. Called again it changes nothing.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = &*shared {
+            shared.draining.store(true, Ordering::Release);
+            shared.mesh.wake_all();
+        }
+    }
+
+    fn attach(&self, shared: &Arc<Shared>) {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(shared));
+        if self.draining.load(Ordering::Acquire) {
+            self.drain();
+        }
+    }
+}
+
+/// One shard after recovery.
+struct Recovered {
+    shard: Shard,
+    log: LocalWal,
+    epoch: Epoch,
+    leader_time: WallMs,
+}
+
+/// Runs a node until it is drained or fails.
+///
+/// # Errors
+/// Why it did not start. What happens later is in [`ServeEnd`].
+pub fn serve(
+    config: &NodeConfig,
+    data: &DataDir,
+    control: &Arc<Control>,
+    on_ready: impl FnOnce(&Ready),
+    on_notice: impl Fn(&str),
+) -> Result<ServeEnd, ServeError> {
+    let started = Instant::now();
+    let shard_count = data.shard_count();
+    let core_count = config.core_count(shard_count);
+    if core_count == 0 || core_count > shard_count {
+        return Err(ServeError::Cores { cores: core_count, shards: shard_count });
+    }
+    let tls = server_tls(config)?;
+    let sockets = io::bind_cores(config.listen, usize::from(core_count))?;
+    let addr = sockets[0].local_addr();
+
+    let mut recovered = recover(config, data, &on_notice)?;
+    let leader = recovered.iter().flatten().map(|shard| shard.leader_time).max().filter(|time| time.0 > 0);
+    let clock = Arc::new(NodeClock::start(leader, config.trust_clock)?);
+    let now = clock.now();
+    for shard in recovered.iter_mut().flatten() {
+        shard.shard.recovered(now, shard.epoch);
+    }
+    let pending: u64 = recovered.iter().flatten().map(|shard| shard.shard.stats().pending).sum();
+    on_notice(&format!("recovered {pending} pending events in {} ms", started.elapsed().as_millis()));
+
+    let host = host_kind(config, &on_notice);
+    let shared = Arc::new(Shared {
+        mesh: Mesh::new(core_count),
+        clock: Arc::clone(&clock),
+        draining: AtomicBool::new(false),
+        busy_cores: AtomicU32::new(u32::from(core_count)),
+    });
+    let plans = plan(config, data, recovered, sockets, &clock, &tls, now, core_count)?;
+    let (ready_tx, ready_rx) = channel();
+    let mut threads = Vec::new();
+    for plan in plans {
+        let shared = Arc::clone(&shared);
+        let ready = ready_tx.clone();
+        let (wait_us, drain_ms, pin) = (config.turn_wait_us, config.drain_timeout_ms, config.pin);
+        let index = plan.index;
+        let body = move || core_thread(plan, host, shared, &ready, wait_us, drain_ms, pin, core_count);
+        let thread = thread::Builder::new().name(format!("core-{index}")).spawn(body).map_err(ServeError::Thread)?;
+        threads.push(thread);
+    }
+    drop(ready_tx);
+    let started_all = wait_ready(&ready_rx, core_count);
+    if started_all.is_err() {
+        shared.draining.store(true, Ordering::Release);
+        shared.mesh.wake_all();
+    } else {
+        control.attach(&shared);
+        on_ready(&Ready { addr, cert_sha256: tls.fingerprint() });
+    }
+    let mut end = ServeEnd::default();
+    let mut died = false;
+    for thread in threads {
+        match thread.join() {
+            Ok(core) => {
+                end.cut_short |= core.cut_short;
+                end.failures.extend(core.failures.into_iter().map(|(shard, why)| (shard, why.to_string())));
+            }
+            Err(_) => {
+                died = true;
+                shared.draining.store(true, Ordering::Release);
+                shared.mesh.wake_all();
+            }
+        }
+    }
+    started_all?;
+    if died {
+        return Err(ServeError::Died);
+    }
+    Ok(end)
+}
+
+fn server_tls(config: &NodeConfig) -> Result<ServerTls, ServeError> {
+    match (&config.tls.certificate, &config.tls.key) {
+        (Some(certificate), Some(key)) => Ok(ServerTls::from_files(&TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_ca: config.tls.client_ca.clone(),
+        })?),
+        _ => Ok(ServerTls::development()?),
+    }
+}
+
+fn host_kind(config: &NodeConfig, on_notice: &impl Fn(&str)) -> HostKind {
+    config.host.unwrap_or_else(|| {
+        let (kind, why) = io::detect();
+        on_notice(&why);
+        kind
+    })
+}
+
+fn wal_config(config: &NodeConfig, shard_count: u16) -> WalConfig {
+    WalConfig {
+        segment_size_bytes: config.segment_size_bytes,
+        spare_count: config.segment_spares,
+        log_size_bytes_max: config.log_size_bytes_max / u64::from(shard_count),
+        accept_loss: config.accept_loss,
+        ..WalConfig::default()
+    }
+}
+
+/// Recovers every shard, each on its own thread. A shard that refuses leaves the others serving.
+fn recover(
+    config: &NodeConfig,
+    data: &DataDir,
+    on_notice: &impl Fn(&str),
+) -> Result<Vec<Option<Recovered>>, ServeError> {
+    let shard_count = data.shard_count();
+    let wal = wal_config(config, shard_count);
+    let seed = u64::from_le_bytes(random()?);
+    let results: Vec<Result<Recovered, String>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..shard_count)
+            .map(|shard| {
+                let identity = LogIdentity { cluster: data.cluster(), shard: ShardId(shard), shard_count };
+                let config = ShardConfig {
+                    shard: ShardId(shard),
+                    shard_count,
+                    memory_bytes_max: (config.memory_bytes / u64::from(shard_count)) as usize,
+                    admission_per_s: config.admission_per_s.div_ceil(u64::from(shard_count)),
+                    block_size_bytes_max: wal.records_size_bytes_max(),
+                    turn_count_max: TURN_COUNT_MAX,
+                    seed: seed ^ u64::from(shard),
+                };
+                let dir = data.shard_dir(ShardId(shard));
+                scope.spawn(move || recover_shard(config, dir, identity, &wal))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err("recovery has a bug: see its message above".into())))
+            .collect()
+    });
+    let mut refused = Vec::new();
+    let mut recovered = Vec::new();
+    for (shard, result) in results.into_iter().enumerate() {
+        match result {
+            Ok(shard) => recovered.push(Some(shard)),
+            Err(why) => {
+                on_notice(&format!("shard {shard} is not serving: {why}"));
+                refused.push(format!("shard {shard}: {why}"));
+                recovered.push(None);
+            }
+        }
+    }
+    if recovered.iter().all(Option::is_none) {
+        return Err(ServeError::NoShard(refused));
+    }
+    Ok(recovered)
+}
+
+fn recover_shard(
+    config: ShardConfig,
+    dir: PathBuf,
+    identity: LogIdentity,
+    wal: &WalConfig,
+) -> Result<Recovered, String> {
+    let mut dir = FsDirectory::new(dir);
+    if let Err(error) = escapement_wal::open(&mut dir, identity, wal, &mut |_| {}) {
+        match error {
+            OpenError::NotFormatted => {
+                format_log(&mut dir, identity, wal).map_err(|error| error.to_string())?;
+            }
+            other => return Err(other.to_string()),
+        }
+    }
+    let mut shard = Shard::new(config);
+    let mut unread = None;
+    let mut effects = Effects::default();
+    let opened = escapement_wal::open(&mut dir, identity, wal, &mut |block| {
+        if unread.is_none() {
+            unread = shard.apply_block(block.seq.0, block.records, &mut effects).err().map(|error| (block.seq, error));
+        }
+    });
+    let (log, report) = opened.map_err(|error| error.to_string())?;
+    if let Some((block, error)) = unread {
+        return Err(format!("block {block}: {error}"));
+    }
+    Ok(Recovered { shard, log, epoch: report.epoch, leader_time: report.leader_time })
+}
+
+/// What one core's thread starts from. Everything in it may cross threads.
+struct Plan {
+    index: u16,
+    core: Core<escapement_frontend::quic::StreamKey>,
+    quic: QuicServer,
+    setup: CoreSetup,
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is one thing that start-up has put together")]
+fn plan(
+    config: &NodeConfig,
+    data: &DataDir,
+    recovered: Vec<Option<Recovered>>,
+    sockets: Vec<CoreSocket>,
+    clock: &Arc<NodeClock>,
+    tls: &ServerTls,
+    now: Now,
+    core_count: u16,
+) -> Result<Vec<Plan>, ServeError> {
+    let shard_count = data.shard_count();
+    let epochs: Vec<Option<Epoch>> = recovered.iter().map(|shard| shard.as_ref().map(|s| s.epoch)).collect();
+    let shard0 = recovered[0].as_ref().map(|first| {
+        let versions: Vec<u64> =
+            recovered.iter().flatten().map(|shard| shard.shard.registry().version()).collect();
+        let least = versions.into_iter().min().unwrap_or(0);
+        // Copies for the shard that is furthest behind; what a shard holds already changes nothing there.
+        (least, first.shard.control_since(least))
+    });
+    let base = Instant::now().checked_sub(Duration::from_nanos(now.mono.0)).unwrap_or_else(Instant::now);
+    let quic_clock = QuicClock { base, wall_at_base: WallMs(now.wall.0.saturating_sub(now.mono.0 / 1_000_000)) };
+    let keys = QuicKeys::from_secrets(data.reset_secret(), data.token_secret());
+    let seed: [u8; 32] = random()?;
+    let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> = (0..core_count).map(|_| Vec::new()).collect();
+    for (shard, state) in recovered.into_iter().enumerate() {
+        let core = core_of(ShardId(shard as u16), core_count);
+        by_core[usize::from(core)].push(state.map(|r| (r.shard, r.log)));
+    }
+    let mut plans = Vec::new();
+    for ((index, shards), socket) in (0..core_count).zip(by_core).zip(sockets) {
+        let quic = QuicConfig {
+            core_index: index as u8,
+            core_count: core_count as u8,
+            mtu_upper_bound: config.mtu,
+            ..QuicConfig::default()
+        };
+        let quic = QuicServer::new(quic, tls.crypto(), &keys, seed, quic_clock)?;
+        let config = CoreConfig {
+            core: index,
+            core_count,
+            shard_count,
+            epochs: epochs.clone(),
+            node_id: data.node_id(),
+            commit: CommitPolicy::default(),
+            intake_size_bytes_max: INTAKE_SIZE_BYTES_MAX,
+            credit_max: CREDIT_MAX,
+        };
+        let mut core = Core::new(config, shards);
+        if let Some((least, records)) = &shard0 {
+            core.catch_up(now, |version| if version >= *least { records.clone() } else { Vec::new() });
+        }
+        let owned = (index..shard_count).step_by(usize::from(core_count)).map(ShardId);
+        let shard_dirs = owned.map(|shard| (shard, data.shard_dir(shard))).collect();
+        plans.push(Plan { index, core, quic, setup: CoreSetup { socket, shard_dirs, clock: Arc::clone(clock) } });
+    }
+    Ok(plans)
+}
+
+#[expect(clippy::too_many_arguments, reason = "what crosses into the thread, and nothing else")]
+fn core_thread(
+    plan: Plan,
+    host: HostKind,
+    shared: Arc<Shared>,
+    ready: &Sender<Result<(), ServeError>>,
+    turn_wait_us: u32,
+    drain_timeout_ms: u64,
+    pin: bool,
+    core_count: u16,
+) -> CoreEnd {
+    if pin {
+        // A machine that refuses is slower, not wrong.
+        let _ = io::pin_to_allowed_cpu(usize::from(plan.index));
+    }
+    let host = match io::open(host, plan.setup) {
+        Ok(host) => host,
+        Err(error) => {
+            let _ = ready.send(Err(error.into()));
+            return CoreEnd::default();
+        }
+    };
+    shared.mesh.attach(plan.index, host.waker());
+    let _ = ready.send(Ok(()));
+    CoreThread::new(plan.index, core_count, plan.core, plan.quic, host, shared, turn_wait_us, drain_timeout_ms).run()
+}
+
+fn wait_ready(ready: &Receiver<Result<(), ServeError>>, core_count: u16) -> Result<(), ServeError> {
+    for _ in 0..core_count {
+        ready.recv().unwrap_or(Err(ServeError::Died))?;
+    }
+    Ok(())
+}
+
+fn random<const N: usize>() -> Result<[u8; N], ServeError> {
+    use std::io::Read;
+    let mut bytes = [0; N];
+    let mut source = std::fs::File::open("/dev/urandom").map_err(ServeError::Random)?;
+    source.read_exact(&mut bytes).map_err(ServeError::Random)?;
+    Ok(bytes)
+}
