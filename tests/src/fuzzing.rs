@@ -6,12 +6,14 @@
 mod block;
 mod event;
 mod frame;
+mod record;
 
 use std::fmt;
 
 pub use block::wal_block;
 pub use event::event_parse;
 pub use frame::frame_decode;
+pub use record::engine_record;
 
 /// A fuzz target: its name, what it does with an input, and inputs to start from.
 #[derive(Clone, Copy)]
@@ -35,4 +37,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "event_parse", run: event_parse, seeds: event::seeds },
     Target { name: "frame_decode", run: frame_decode, seeds: frame::seeds },
     Target { name: "wal_block", run: wal_block, seeds: block::seeds },
+    Target { name: "engine_record", run: engine_record, seeds: record::seeds },
 ];

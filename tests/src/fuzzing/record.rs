@@ -1,0 +1,140 @@
+//! Log records: what parses can be walked to its end, and says the same after it was written again.
+
+use escapement_engine::record::{Record, RecordWriter, TaskProgress, published_events, records};
+use escapement_protocol::event::{Due, EventSpec};
+use escapement_protocol::{
+    Outcome, Sequence, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings, WallMs,
+};
+
+/// Reads `input` as one block's records.
+///
+/// # Panics
+/// Where a record cannot be walked, or does not read back from its own encoding.
+pub fn engine_record(input: &[u8]) {
+    for record in records(input) {
+        let Ok(record) = record else { return };
+        look_inside(&record);
+        let again = written(&record);
+        let read: Vec<_> = records(&again).map(|record| record.expect("what was written parses")).collect();
+        match (&record, read.as_slice()) {
+            // The writer chooses base and width itself, and leaves out what ends nothing.
+            (Record::Completed { sequences, .. }, parts) => {
+                let parts = parts.iter().map(|part| match part {
+                    Record::Completed { sequences, .. } => *sequences,
+                    other => panic!("a completion read back as {other:?}"),
+                });
+                assert!(parts.flat_map(|part| part.iter()).eq(sequences.iter()));
+            }
+            (record, [read]) => assert_eq!(read, record),
+            (record, read) => panic!("{record:?} was written as {} records", read.len()),
+        }
+    }
+}
+
+fn look_inside(record: &Record<'_>) {
+    match *record {
+        Record::Published { first_sequence, accepted, events, .. } => {
+            for (_, due, event) in published_events(first_sequence, accepted, events) {
+                assert!(due >= accepted && event.len().is_multiple_of(8));
+            }
+        }
+        Record::Completed { sequences, .. } => assert_eq!(sequences.iter().count(), sequences.count()),
+        _ => {}
+    }
+}
+
+fn written(record: &Record<'_>) -> Vec<u8> {
+    let (mut out, mut count) = (Vec::new(), 0);
+    let mut writer = RecordWriter::new(&mut out, &mut count);
+    match *record {
+        Record::Published { topic, first_sequence, count, accepted, events } => {
+            writer.published(topic, first_sequence, count, accepted, events);
+        }
+        Record::Relocated { topic, sequence, due, ref progress, event } => {
+            writer.relocated(topic, sequence, due, progress, event);
+        }
+        Record::Completed { subscription, outcome, last, sequences } => {
+            let sequences: Vec<_> = sequences.iter().collect();
+            writer.completed(subscription, outcome, last, &sequences);
+        }
+        Record::AttemptFailed { subscription, sequence, attempt, excused, next_due } => {
+            writer.attempt_failed(subscription, sequence, attempt, excused, next_due);
+        }
+        Record::Topic { id, version, ref settings } => writer.topic(id, version, settings),
+        Record::Subscription { id, version, topic, ref settings } => {
+            writer.subscription(id, version, topic, settings);
+        }
+        Record::Mark { next_sequence } => writer.mark(next_sequence),
+    }
+    out
+}
+
+/// One block of each kind of record, and one with all of them.
+pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let now = WallMs(1_800_000_000_000);
+    let mut event = Vec::new();
+    let spec = EventSpec { ordering_key: b"order-7", ..EventSpec::new(Due::After(1_500), "order-7", b"{}") };
+    spec.encode(&mut event).expect("a seed's event is valid");
+    let events = event.repeat(2);
+    let topic =
+        TopicSettings { name: "orders".into(), default_source: "/orders".into(), ..Default::default() };
+    let subscription =
+        SubscriptionSettings { name: "billing".into(), topic: "orders".into(), ..Default::default() };
+    let progress = [
+        TaskProgress {
+            subscription: SubscriptionId(9),
+            done: true,
+            attempt: 1,
+            excused: 0,
+            next_due: WallMs(0),
+        },
+        TaskProgress { subscription: SubscriptionId(10), done: false, attempt: 3, excused: 1, next_due: now },
+    ];
+    let far_apart = [Sequence(5), Sequence(3), Sequence(1 << 40)];
+
+    let published = Record::Published {
+        topic: TopicId(3),
+        first_sequence: Sequence(41),
+        count: 2,
+        accepted: now,
+        events: &events,
+    };
+    let relocated = Record::Relocated {
+        topic: TopicId(3),
+        sequence: Sequence(7),
+        due: now,
+        progress: progress.to_vec(),
+        event: &event,
+    };
+    let failed = Record::AttemptFailed {
+        subscription: SubscriptionId(9),
+        sequence: Sequence(41),
+        attempt: 2,
+        excused: 1,
+        next_due: now,
+    };
+    let named = Record::Topic { id: TopicId(3), version: 1, settings: topic };
+    let subscribed =
+        Record::Subscription { id: SubscriptionId(9), version: 2, topic: TopicId(3), settings: subscription };
+    let mark = Record::Mark { next_sequence: Sequence(43) };
+    let mut completed = Vec::new();
+    RecordWriter::new(&mut completed, &mut 0).completed(
+        SubscriptionId(9),
+        Outcome::Succeeded,
+        true,
+        &far_apart,
+    );
+
+    let mut seeds = vec![
+        ("published", written(&published)),
+        ("relocated", written(&relocated)),
+        ("completed", completed),
+        ("attempt-failed", written(&failed)),
+        ("topic", written(&named)),
+        ("subscription", written(&subscribed)),
+        ("mark", written(&mark)),
+    ];
+    let all = seeds.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+    seeds.push(("every-record", all));
+    seeds
+}
