@@ -13,7 +13,7 @@ use escapement_frontend::quic::{QuicClock, QuicConfig, QuicConfigError, QuicKeys
 use escapement_frontend::tls::{ServerTls, TlsError, TlsFiles};
 use escapement_protocol::{Epoch, Now, ShardId, WallMs};
 use escapement_router::Credit;
-use escapement_wal::{FsDirectory, LocalWal, LogIdentity, OpenError, WalConfig, format_log};
+use escapement_wal::{FsDirectory, LocalWal, LogIdentity, OpenError, RecoveredBlock, WalConfig, format_log};
 
 use crate::config::NodeConfig;
 use crate::core::{CommitPolicy, Core, CoreConfig, core_of};
@@ -71,8 +71,6 @@ pub enum ServeError {
     Random(std::io::Error),
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    #[error("cannot format the log of shard {shard}: {source}")]
-    Format { shard: u16, source: OpenError },
     #[error("a core ended without being asked to: this is a bug, and its message is above")]
     Died,
 }
@@ -214,7 +212,7 @@ fn host_kind(config: &NodeConfig, on_notice: &impl Fn(&str)) -> HostKind {
 fn wal_config(config: &NodeConfig, shard_count: u16) -> WalConfig {
     WalConfig {
         segment_size_bytes: config.segment_size_bytes,
-        spare_count: config.segment_spares,
+        spare_count: config.segment_spares_of(shard_count),
         log_size_bytes_max: config.log_size_bytes_max / u64::from(shard_count),
         accept_loss: config.accept_loss,
         ..WalConfig::default()
@@ -277,22 +275,19 @@ fn recover_shard(
     wal: &WalConfig,
 ) -> Result<Recovered, String> {
     let mut dir = FsDirectory::new(dir);
-    if let Err(error) = escapement_wal::open(&mut dir, identity, wal, &mut |_| {}) {
-        match error {
-            OpenError::NotFormatted => {
-                format_log(&mut dir, identity, wal).map_err(|error| error.to_string())?;
-            }
-            other => return Err(other.to_string()),
-        }
-    }
     let mut shard = Shard::new(config);
     let mut unread = None;
     let mut effects = Effects::default();
-    let opened = escapement_wal::open(&mut dir, identity, wal, &mut |block| {
+    let mut visit = |block: RecoveredBlock<'_>| {
         if unread.is_none() {
             unread = shard.apply_block(block.seq.0, block.records, &mut effects).err().map(|error| (block.seq, error));
         }
-    });
+    };
+    let mut opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
+    if let Err(OpenError::NotFormatted) = opened {
+        format_log(&mut dir, identity, wal).map_err(|error| error.to_string())?;
+        opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
+    }
     let (log, report) = opened.map_err(|error| error.to_string())?;
     if let Some((block, error)) = unread {
         return Err(format!("block {block}: {error}"));
