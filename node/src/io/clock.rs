@@ -221,6 +221,13 @@ impl NodeClock {
         Now { mono: MonoNs(boot_ns), wall: WallMs(self.raise(wall_ms)) }
     }
 
+    /// When the wall clock will get to the beginning of `wall`, as things stand: a moment not before it, and at most
+    /// a few microseconds after.
+    pub fn moment_of(&self, wall: WallMs) -> MonoNs {
+        let offset_ns = self.offset_ns.load(Ordering::Acquire);
+        MonoNs(wall.0.saturating_mul(NS_PER_MS).saturating_add_signed(-offset_ns))
+    }
+
     /// How the wall clock stands to the machine's.
     pub fn status(&self) -> ClockStatus {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).status()

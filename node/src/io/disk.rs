@@ -1,23 +1,22 @@
 //! The log's files, and the threads that do for them what must not hold up a core.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use escapement_protocol::ShardId;
-use escapement_wal::{AlignedBuf, DiskCompletion, DiskOp, FileId};
+use escapement_wal::disk::execute;
+use escapement_wal::{DiskCompletion, DiskOp, FileId, FsDirectory};
 
 use super::pin;
 use super::waker::Waker;
 
 /// Files kept open by one user of [`LogFiles`]; a shard writes to one and reads from few.
 const OPEN_COUNT_MAX: usize = 64;
-/// Zeros written at once to a new file, in bytes.
-const ZERO_CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Where the files of some shards are.
 #[derive(Clone, Debug)]
@@ -30,10 +29,10 @@ impl ShardDirs {
         ShardDirs { dirs }
     }
 
-    fn path(&self, shard: ShardId, file: FileId) -> PathBuf {
+    fn of(&self, shard: ShardId) -> &Path {
         let dir = self.dirs.iter().find(|(owned, _)| *owned == shard);
         let (_, dir) = dir.unwrap_or_else(|| panic!("this host was not given a directory of {shard:?}"));
-        dir.join(file.path())
+        dir
     }
 }
 
@@ -56,7 +55,7 @@ impl LogFiles {
         let at = match self.open.iter().rposition(|(open, _)| *open == key) {
             Some(at) => at,
             None => {
-                let opened = Rc::new(open_log_file(&self.dirs.path(shard, file))?);
+                let opened = Rc::new(open_log_file(&self.dirs.of(shard).join(file.path()))?);
                 if self.open.len() == OPEN_COUNT_MAX {
                     self.open.remove(0);
                 }
@@ -65,23 +64,6 @@ impl LogFiles {
             }
         };
         Ok(Rc::clone(&self.open[at].1))
-    }
-
-    fn execute(&mut self, shard: ShardId, op: DiskOp) -> DiskCompletion {
-        match op {
-            DiskOp::Write { id, file, offset, buf } => {
-                let result = self.file(shard, file).and_then(|file| file.write_all_at(&buf, offset));
-                DiskCompletion { id, result, buf: Some(buf) }
-            }
-            DiskOp::Read { id, file, offset, mut buf } => {
-                let result = self.file(shard, file).and_then(|file| file.read_exact_at(&mut buf, offset));
-                DiskCompletion { id, result, buf: Some(buf) }
-            }
-            DiskOp::Create { id, file, size_bytes } => {
-                let result = create_zeroed(&self.dirs.path(shard, file), size_bytes);
-                DiskCompletion { id, result, buf: None }
-            }
-        }
     }
 }
 
@@ -95,66 +77,44 @@ fn open_log_file(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A new file of zeros, durable with its directory entry; nothing of it is left on failure.
-fn create_zeroed(path: &Path, size_bytes: u64) -> io::Result<()> {
-    // Fails where the file exists, and then it must stay.
-    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    let filled = fill_zero(&file, size_bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all());
-    if filled.is_err() {
-        // The first failure is the one to report.
-        let _ = fs::remove_file(path);
-    }
-    filled
-}
-
-fn fill_zero(file: &File, size_bytes: u64) -> io::Result<()> {
-    let zeros = AlignedBuf::zeroed(ZERO_CHUNK_BYTES);
-    let mut offset = 0;
-    while offset < size_bytes {
-        let chunk = (size_bytes - offset).min(ZERO_CHUNK_BYTES as u64) as usize;
-        file.write_all_at(&zeros[..chunk], offset)?;
-        offset += chunk as u64;
-        // In pieces, so that the one large sync at the end does not starve the commits of the same disk.
-        file.sync_data()?;
-    }
-    Ok(())
-}
-
 /// A thread that executes operations one after the other, and wakes the core after each.
 ///
 /// Dropped, it finishes what it was given.
 #[derive(Debug)]
 pub(super) struct DiskThread {
+    dirs: ShardDirs,
     submit: Option<mpsc::Sender<(ShardId, DiskOp)>>,
     completions: mpsc::Receiver<(ShardId, DiskCompletion)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl DiskThread {
-    pub(super) fn start(name: &str, dirs: ShardDirs, waker: Waker) -> io::Result<Self> {
+    pub(super) fn start(name: &str, dirs: &ShardDirs, waker: Waker) -> io::Result<Self> {
         let (submit, operations) = mpsc::channel::<(ShardId, DiskOp)>();
         let (finished, completions) = mpsc::channel();
+        let shard_dirs = dirs.dirs.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             pin::leave_the_cores_cpu();
-            let mut files = LogFiles::new(dirs);
+            let mut dirs: Vec<_> =
+                shard_dirs.into_iter().map(|(shard, dir)| (shard, FsDirectory::new(dir))).collect();
             for (shard, op) in operations {
-                let completion = files.execute(shard, op);
+                let (_, dir) = dirs.iter_mut().find(|(owned, _)| *owned == shard).expect("checked by submit");
+                let completion = execute(dir, op);
                 if finished.send((shard, completion)).is_err() {
                     break;
                 }
                 waker.wake();
             }
         })?;
-        Ok(DiskThread { submit: Some(submit), completions, thread: Some(thread) })
+        Ok(DiskThread { dirs: dirs.clone(), submit: Some(submit), completions, thread: Some(thread) })
     }
 
     /// Hands an operation over.
     ///
     /// # Panics
-    /// If the thread panicked, which it does for a shard whose directory it was not given.
+    /// If the directory of `shard` was not given, or the thread panicked.
     pub(super) fn submit(&self, shard: ShardId, op: DiskOp) {
+        self.dirs.of(shard);
         let submit = self.submit.as_ref().expect("open until dropped");
         submit.send((shard, op)).expect("the disk thread has panicked");
     }
@@ -186,7 +146,7 @@ pub(super) struct DiskThreads {
 
 impl DiskThreads {
     pub(super) fn start(dirs: &ShardDirs, waker: &Waker) -> io::Result<Self> {
-        let start = |name| DiskThread::start(name, dirs.clone(), waker.clone());
+        let start = |name| DiskThread::start(name, dirs, waker.clone());
         Ok(DiskThreads { write: start("log-write")?, read: start("log-read")?, create: start("log-create")? })
     }
 

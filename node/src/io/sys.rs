@@ -234,7 +234,7 @@ pub(super) fn recv_messages<const N: usize>(
     for (slot, header) in slots.iter_mut().zip(&headers).take(count) {
         slot.length = (header.msg_len as usize).min(slot.payload.len());
         slot.name.set_len(header.msg_hdr.msg_namelen as usize);
-        slot.control.set_len(header.msg_hdr.msg_controllen as usize);
+        slot.control.set_len(header.msg_hdr.msg_controllen);
         slot.flags = header.msg_hdr.msg_flags;
     }
     Ok(count)

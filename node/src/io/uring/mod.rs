@@ -42,8 +42,9 @@ const SUBMISSION_COUNT: u32 = 256;
 const COMPLETION_COUNT: u32 = 1024;
 /// With a minimum wait, completions that end it before its time.
 const COLLECT_COUNT_MAX: usize = 64;
-/// How long a dropped host waits for its requests, in seconds.
-const QUIESCE_SECONDS: u64 = 5;
+/// How long a dropped host waits for its requests, in ms, and in what steps, in ns.
+const QUIESCE_MS_MAX: u64 = 5_000;
+const QUIESCE_STEP_NS: u64 = 50_000_000;
 
 /// See the module.
 pub(super) struct UringHost {
@@ -160,7 +161,7 @@ impl UringHost {
         let recv = unsafe { RecvBuffers::register(&ring) }.map_err(failed("registering receive buffers"))?;
         let parker = Parker::new().map_err(failed("making an eventfd"))?;
         let dirs = ShardDirs::new(setup.shard_dirs);
-        let creator = DiskThread::start("log-create", dirs.clone(), parker.waker())
+        let creator = DiskThread::start("log-create", &dirs, parker.waker())
             .map_err(failed("starting a disk thread"))?;
         Ok(UringHost {
             min_wait: ring.params().is_feature_min_timeout(),
@@ -216,21 +217,24 @@ impl UringHost {
     /// Submits everything queued and lets the kernel do deferred work, without waiting.
     fn submit(&mut self) {
         loop {
-            // SAFETY: an entry was pushed under the contract of `push` when it was put aside.
-            while let Some(entry) = self.waiting.front()
-                && unsafe { self.ring.submission().push(entry) }.is_ok()
-            {
+            while let Some(entry) = self.waiting.front() {
+                // SAFETY: it was put aside under the contract of `push`, which holds until its completion.
+                if unsafe { self.ring.submission().push(entry) }.is_err() {
+                    break;
+                }
                 self.waiting.pop_front();
             }
             let queue = self.ring.submission();
-            if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            let queued = !queue.is_empty();
+            if !queued && !queue.taskrun() && !queue.cq_overflow() {
                 return;
             }
             drop(queue);
             self.stats.enters += 1;
             let submitted = self.ring.submit();
-            self.reap();
-            if !survives(submitted) {
+            // The flag that asks for another enter can stay up with nothing behind it.
+            let fruitless = self.reap() == 0 && !queued;
+            if !survives(submitted) || fruitless {
                 return;
             }
         }
@@ -249,14 +253,17 @@ impl UringHost {
         survives(self.ring.submitter().submit_with_args(count, &args));
     }
 
-    fn reap(&mut self) {
-        // The entries are copied out: handling one may need the ring.
+    /// Takes what has completed; how many.
+    fn reap(&mut self) -> usize {
+        let mut count = 0;
         loop {
+            // Copied out: handling one may need the ring.
             let mut space = [const { mem::MaybeUninit::uninit() }; 64];
             let entries = self.ring.completion().fill(&mut space);
             if entries.is_empty() {
-                return;
+                return count;
             }
+            count += entries.len();
             for entry in entries {
                 self.complete(Tag::unpack(entry.user_data()), entry.result(), entry.flags());
             }
@@ -312,11 +319,17 @@ impl UringHost {
         }
     }
 
-    fn in_flight(&self) -> bool {
-        self.recv_standing
-            || self.event_standing
-            || self.sends.in_flight_count() > 0
-            || !self.disk_ops.is_empty()
+    /// Waits until `idle` says so, or too long; whether it did.
+    fn quiesce(&mut self, idle: impl Fn(&Self) -> bool) -> bool {
+        let end = self.clock.now().mono.plus_ms(QUIESCE_MS_MAX);
+        loop {
+            self.submit();
+            if idle(self) || self.clock.now().mono >= end {
+                return idle(self);
+            }
+            self.wait(QUIESCE_STEP_NS, 0);
+            self.reap();
+        }
     }
 }
 
@@ -417,21 +430,22 @@ impl CoreIo for UringHost {
 
 impl Drop for UringHost {
     fn drop(&mut self) {
-        self.submit();
-        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+        // What was handed over is carried out; a cancellation would catch log writes that a kernel worker holds.
+        self.quiesce(|host| host.sends.in_flight_count() == 0 && host.disk_ops.is_empty());
+        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
         // SAFETY: a cancellation points to nothing.
         unsafe { self.push(cancel.user_data(Tag::Cancel.pack())) };
-        for _ in 0..QUIESCE_SECONDS * 10 {
-            if !self.in_flight() {
-                return;
-            }
-            self.wait(100_000_000, 0);
-            self.reap();
+        let idle = self.quiesce(|host| {
+            !(host.recv_standing || host.event_standing)
+                && host.sends.in_flight_count() == 0
+                && host.disk_ops.is_empty()
+        });
+        if !idle {
+            // The kernel may still write to this memory: better lost than reused.
+            self.recv.leak();
+            self.sends.leak();
+            mem::forget(mem::take(&mut self.event_word));
+            mem::forget(mem::take(&mut self.disk_ops));
         }
-        // The kernel may still write to this memory: better lost than reused.
-        self.recv.leak();
-        self.sends.leak();
-        mem::forget(mem::take(&mut self.event_word));
-        mem::forget(mem::take(&mut self.disk_ops));
     }
 }

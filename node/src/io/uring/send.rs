@@ -1,6 +1,7 @@
 //! The send side of a ring: a bounded pool of messages in flight, which bounds their bytes as well.
 
 use std::mem;
+use std::ptr;
 
 use quinn_proto::Transmit;
 
@@ -9,9 +10,9 @@ use super::super::message::{self, ControlBuf, NameBuf};
 /// Sends in flight at once: at most 4 MiB of payload.
 pub(super) const SLOT_COUNT: usize = 64;
 
-/// Slots stay where they are while the kernel reads them: each is boxed, and only a free one is changed.
+/// Slots stay where they are while the kernel reads them: they are made once, and only a free one is changed.
 pub(super) struct SendSlots {
-    slots: Vec<Box<Slot>>,
+    slots: Box<[Slot]>,
     free: Vec<u16>,
 }
 
@@ -26,17 +27,14 @@ struct Slot {
 
 impl SendSlots {
     pub(super) fn new() -> Self {
-        let slot = |_| {
-            Box::new(Slot {
-                // SAFETY: all-zero is a valid msghdr and a valid iovec.
-                header: unsafe { mem::zeroed() },
-                // SAFETY: as above.
-                part: unsafe { mem::zeroed() },
-                name: NameBuf::new(),
-                control: ControlBuf::new(),
-                payload: Vec::new(),
-                segmented: false,
-            })
+        let slot = |_| Slot {
+            // SAFETY: all-zero is a valid msghdr.
+            header: unsafe { mem::zeroed() },
+            part: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
+            name: NameBuf::new(),
+            control: ControlBuf::new(),
+            payload: Vec::new(),
+            segmented: false,
         };
         SendSlots { slots: (0..SLOT_COUNT).map(slot).collect(), free: (0..SLOT_COUNT as u16).rev().collect() }
     }
@@ -55,7 +53,7 @@ impl SendSlots {
     ) -> Option<(u16, *const libc::msghdr)> {
         assert!(payload.len() >= transmit.size, "a transmit of {} bytes in {}", transmit.size, payload.len());
         let index = self.free.pop()?;
-        let slot = &mut *self.slots[usize::from(index)];
+        let slot = &mut self.slots[usize::from(index)];
         mem::swap(&mut slot.payload, payload);
         payload.clear();
         payload.reserve(slot.payload.capacity());
@@ -69,7 +67,7 @@ impl SendSlots {
         slot.header.msg_iovlen = 1;
         slot.header.msg_controllen = slot.control.bytes().len() as _;
         slot.header.msg_control = match slot.header.msg_controllen {
-            0 => std::ptr::null_mut(),
+            0 => ptr::null_mut(),
             _ => slot.control.space().as_mut_ptr().cast(),
         };
         Some((index, &raw const slot.header))
