@@ -82,7 +82,7 @@ impl Core {
         let (random, count) = (u16::from(random), self.count.clamp(1, 256));
         let index = self.index % count;
         let byte = random - random % count + index;
-        u8::try_from(byte).unwrap_or((byte - count) as u8)
+        u8::try_from(byte).unwrap_or_else(|_| (byte - count) as u8)
     }
 }
 
