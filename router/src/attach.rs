@@ -49,7 +49,6 @@ impl Router {
         let mut adopted: Vec<u32> = named.filter(|index| self.pool[*index].subscription == at).collect();
         // In order of deadline, as a session's lanes keep it.
         adopted.sort_unstable_by_key(|index| (self.pool[*index].deadline, *index));
-        adopted.dedup();
         for index in adopted {
             let from = self.pool[index].session;
             self.sessions[from].remove(&mut self.pool, index);

@@ -265,6 +265,23 @@ fn cancelled_backoffs_leave_bounded_garbage_and_no_wakeups() {
 }
 
 #[test]
+fn a_removed_subscription_leaves_few_wakeups() {
+    let mut router = router(0);
+    for sequence in 1..10_001 {
+        let task =
+            TaskRef { sequence: Sequence(sequence), not_before: at_ms(sequence), ..TaskRef::default() };
+        router.offer(at_ms(0), ID, task);
+    }
+    router.remove(at_ms(0), ID, &mut Vec::new());
+    let mut wakeups = 0;
+    while let Some(next) = router.next_deadline() {
+        assert_eq!(run(&mut router, next), []);
+        wakeups += 1;
+    }
+    assert!(wakeups < 100, "{wakeups} wake-ups for nothing");
+}
+
+#[test]
 fn a_removed_subscription_completes_everything() {
     let mut router = router(1);
     router.attach(at_ms(0), ID, SessionId(1), CREDIT, &[]).unwrap();

@@ -321,7 +321,8 @@ impl Wheel {
             // A due time outside the slot is that of a rescheduled key, which has another entry. Only the
             // top level also holds entries that are due later than their slot.
             let slot = due >> shift(level);
-            if due >= self.cursor && (slot == number || (slot > number && level == TOP)) {
+            if slot == number || (slot > number && level == TOP) {
+                debug_assert!(due >= self.cursor, "a slot comes down before its first tick");
                 self.place(due, key);
                 self.stored += 1;
             }
