@@ -1,3 +1,11 @@
 //! The composition root: one process, one pinned thread per core, and all that touches the operating system.
 
+pub mod cli;
+pub mod config;
+pub mod core;
+pub mod data_dir;
 pub mod io;
+mod mesh;
+mod run;
+pub mod serve;
+pub mod signals;

@@ -1,0 +1,230 @@
+//! `escapement topic`, `subscription` and `cancel`.
+
+use std::time::Duration;
+
+use escapement_protocol::frame::{CancelVerdict, SubscriptionInfo, TaskState, TopicInfo};
+use escapement_protocol::{EventId, SubscriptionSettings, TopicSettings};
+use serde_json::{Value, json};
+
+use super::connect::ConnectArgs;
+use super::failure::Failure;
+use super::output::Output;
+use crate::config::units::parse_duration;
+
+/// Commands on topics.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum TopicCommand {
+    /// Create a topic; creating it again with the same settings changes nothing
+    #[command(
+        after_help = "Example:\n  escapement topic create mail --source /mail --content-type text/plain"
+    )]
+    Create {
+        /// Name: letters, digits, - _ and .
+        name: String,
+        /// CloudEvents source of events that state none
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "URI")]
+        source: String,
+        /// CloudEvents type of events that state none
+        #[arg(long = "type", default_value = "", hide_default_value = true, value_name = "TYPE")]
+        type_: String,
+        /// CloudEvents datacontenttype of events that state none
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "TYPE")]
+        content_type: String,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// List all topics
+    List {
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+}
+
+/// Commands on subscriptions.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum SubscriptionCommand {
+    /// Create a subscription; creating it again with the same settings changes nothing
+    #[command(
+        after_help = "Example:\n  escapement subscription create mailer --topic mail --max-concurrent-dispatches 100"
+    )]
+    Create(SubscriptionArgs),
+    /// List all subscriptions
+    List {
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+}
+
+/// Arguments of `subscription create`; what is left out takes the protocol's defaults.
+#[derive(Debug, clap::Args)]
+pub(super) struct SubscriptionArgs {
+    /// Name: letters, digits, - _ and .
+    name: String,
+    /// Topic to receive from
+    #[arg(long, value_name = "NAME")]
+    topic: String,
+    /// Most attempts running at once, over all hosts; 0 for no limit [default: 0]
+    #[arg(long, value_name = "N")]
+    max_concurrent_dispatches: Option<u32>,
+    /// An attempt without a result after this long has failed [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    attempt_deadline: Option<Duration>,
+    /// Most attempts of one task, the first included [default: 16]
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<u32>,
+    /// Delay before the second attempt [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    min_backoff: Option<Duration>,
+    /// Longest delay between attempts [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    max_backoff: Option<Duration>,
+    /// Doublings of the delay before it grows evenly [default: 16]
+    #[arg(long, value_name = "N")]
+    max_doublings: Option<u32>,
+    /// Share of each delay that is random, in thousandths [default: 200]
+    #[arg(long, value_name = "PERMILLE")]
+    jitter: Option<u32>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+impl SubscriptionArgs {
+    fn settings(&self) -> SubscriptionSettings {
+        let default = SubscriptionSettings::default();
+        let ms = |given: Option<Duration>, otherwise| {
+            given.map_or(otherwise, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+        };
+        SubscriptionSettings {
+            name: self.name.clone(),
+            topic: self.topic.clone(),
+            max_concurrent_dispatches: self
+                .max_concurrent_dispatches
+                .unwrap_or(default.max_concurrent_dispatches),
+            attempt_deadline_ms: ms(self.attempt_deadline, default.attempt_deadline_ms),
+            max_attempts: self.max_attempts.unwrap_or(default.max_attempts),
+            min_backoff_ms: ms(self.min_backoff, default.min_backoff_ms),
+            max_backoff_ms: ms(self.max_backoff, default.max_backoff_ms),
+            max_doublings: self.max_doublings.unwrap_or(default.max_doublings),
+            jitter_permille: self.jitter.unwrap_or(default.jitter_permille),
+        }
+    }
+}
+
+/// Arguments of `cancel`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "CANCELLED means that not one byte of the event leaves the node any more, and that this is durable.\n\n\
+                  Example:\n  escapement cancel 000000000000000101a1eac6f07b"
+)]
+pub(super) struct CancelArgs {
+    /// Events, as publish printed them
+    #[arg(required = true, value_name = "EVENT_ID")]
+    events: Vec<EventId>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+pub(super) fn run_topic(command: TopicCommand, out: &Output) -> Result<(), Failure> {
+    let topics = match command {
+        TopicCommand::List { connect } => connect.run(async |client| Ok(client.topics().await?))?,
+        TopicCommand::Create { name, source, type_, content_type, connect } => {
+            let settings = TopicSettings {
+                name,
+                default_source: source,
+                default_type: type_,
+                default_content_type: content_type,
+            };
+            vec![connect.run(async |client| Ok(client.create_topic(settings).await?))?]
+        }
+    };
+    let columns = ["name", "id", "version", "source", "type", "content_type"];
+    out.rows(&columns, &topics.iter().map(topic_row).collect::<Vec<_>>())
+}
+
+fn topic_row(info: &TopicInfo) -> Vec<Value> {
+    let settings = &info.settings;
+    vec![
+        json!(settings.name),
+        json!(info.topic.0),
+        json!(info.version),
+        stated(&settings.default_source),
+        stated(&settings.default_type),
+        stated(&settings.default_content_type),
+    ]
+}
+
+fn stated(text: &str) -> Value {
+    if text.is_empty() { Value::Null } else { json!(text) }
+}
+
+pub(super) fn run_subscription(command: SubscriptionCommand, out: &Output) -> Result<(), Failure> {
+    let subscriptions = match command {
+        SubscriptionCommand::List { connect } => {
+            connect.run(async |client| Ok(client.subscriptions().await?))?
+        }
+        SubscriptionCommand::Create(args) => {
+            let settings = args.settings();
+            vec![args.connect.run(async |client| Ok(client.create_subscription(settings).await?))?]
+        }
+    };
+    let columns = [
+        "name",
+        "id",
+        "version",
+        "topic",
+        "max_concurrent_dispatches",
+        "attempt_deadline_ms",
+        "max_attempts",
+        "min_backoff_ms",
+        "max_backoff_ms",
+    ];
+    out.rows(&columns, &subscriptions.iter().map(subscription_row).collect::<Vec<_>>())
+}
+
+fn subscription_row(info: &SubscriptionInfo) -> Vec<Value> {
+    let settings = &info.settings;
+    vec![
+        json!(settings.name),
+        json!(info.subscription.0),
+        json!(info.version),
+        json!(settings.topic),
+        json!(settings.max_concurrent_dispatches),
+        json!(settings.attempt_deadline_ms),
+        json!(settings.max_attempts),
+        json!(settings.min_backoff_ms),
+        json!(settings.max_backoff_ms),
+    ]
+}
+
+pub(super) fn run_cancel(args: &CancelArgs, out: &Output) -> Result<(), Failure> {
+    let verdicts = args.connect.run(async |client| Ok(client.cancel(&args.events).await?))?;
+    let rows: Vec<Vec<Value>> = args
+        .events
+        .iter()
+        .zip(&verdicts)
+        .map(|(event, verdict)| {
+            let (name, state, attempt) = match verdict {
+                CancelVerdict::Cancelled => ("CANCELLED", Value::Null, Value::Null),
+                CancelVerdict::TooLate { state, attempt } => {
+                    ("TOO_LATE", json!(state_name(*state)), json!(attempt))
+                }
+                CancelVerdict::NotFound => ("NOT_FOUND", Value::Null, Value::Null),
+            };
+            vec![json!(event.to_string()), json!(name), state, attempt]
+        })
+        .collect();
+    out.rows(&["event_id", "verdict", "state", "attempt"], &rows)
+}
+
+fn state_name(state: TaskState) -> &'static str {
+    match state {
+        TaskState::Scheduled => "SCHEDULED",
+        TaskState::Ready => "READY",
+        TaskState::Blocked => "BLOCKED",
+        TaskState::Running => "RUNNING",
+        TaskState::Backoff => "BACKOFF",
+        TaskState::Succeeded => "SUCCEEDED",
+        TaskState::Failed => "FAILED",
+        TaskState::Cancelled => "CANCELLED",
+    }
+}

@@ -1,0 +1,156 @@
+//! `escapement publish`.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use escapement_client::PublisherOptions;
+use escapement_protocol::WallMs;
+use escapement_protocol::event::{Due, EventSpec};
+use escapement_protocol::frame::Durability;
+use serde_json::json;
+
+use super::connect::ConnectArgs;
+use super::failure::{Exit, Failure};
+use super::moment::{Moment, rfc3339};
+use super::output::Output;
+use crate::config::units::parse_duration;
+
+const AFTER_HELP: &str = "\
+The event is durable when the command prints its id. Without --delay and --at it is due now.
+
+Examples:
+  escapement publish --topic mail --delay 30m --data 'remind me'
+  escapement publish --topic mail --at 2031-05-17T08:30:00+02:00 --data-file letter.json
+  escapement publish --topic orders --delay 2s --key customer-7 --id order-19 --data '{}'";
+
+/// Arguments of `publish`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct PublishArgs {
+    /// Topic to publish to
+    #[arg(long, value_name = "NAME")]
+    topic: String,
+    /// Due after this long, counted by the node from acceptance
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "at")]
+    delay: Option<Duration>,
+    /// Due at this moment: RFC 3339, or milliseconds since 1970
+    #[arg(long, value_name = "MOMENT")]
+    at: Option<Moment>,
+    /// The event's data
+    #[arg(long, value_name = "TEXT", conflicts_with = "data_file")]
+    data: Option<String>,
+    /// Take the data from this file; - is standard input
+    #[arg(long, value_name = "FILE")]
+    data_file: Option<PathBuf>,
+    /// Events of one ordering key are delivered one at a time, in order of their due times
+    #[arg(long, value_name = "TEXT")]
+    key: Option<String>,
+    /// CloudEvents id; random where it is left out
+    #[arg(long, value_name = "TEXT")]
+    id: Option<String>,
+    /// CloudEvents source; the topic's default where it is left out
+    #[arg(long, value_name = "URI")]
+    source: Option<String>,
+    /// CloudEvents type; the topic's default where it is left out
+    #[arg(long = "type", value_name = "TYPE")]
+    type_: Option<String>,
+    /// CloudEvents datacontenttype; the topic's default where it is left out
+    #[arg(long, value_name = "TYPE")]
+    content_type: Option<String>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+pub(super) fn run(args: &PublishArgs, out: &Output) -> Result<(), Failure> {
+    let data = match (&args.data, &args.data_file) {
+        (Some(text), _) => text.clone().into_bytes(),
+        (None, Some(path)) => read_data(path)?,
+        (None, None) => Vec::new(),
+    };
+    let id = match &args.id {
+        Some(id) => id.clone(),
+        None => random_id().map_err(|error| Failure::new(Exit::Failed, format!("no random id: {error}")))?,
+    };
+    let due = match (args.delay, args.at) {
+        (Some(delay), _) => Due::After(whole_ms(delay)),
+        (None, Some(Moment(at))) => Due::At(at),
+        (None, None) => Due::After(0),
+    };
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (key, source, type_, content_type) =
+        (text(&args.key), text(&args.source), text(&args.type_), text(&args.content_type));
+    let event = EventSpec {
+        source: &source,
+        type_: &type_,
+        data_content_type: &content_type,
+        ordering_key: key.as_bytes(),
+        ..EventSpec::new(due, &id, &data)
+    };
+    let receipt = args.connect.run(async |client| {
+        let topic = client.topic(&args.topic).await?.topic;
+        let publisher = client.publisher(PublisherOptions::default()).await?;
+        Ok(publisher.publish(topic, &event).await?)
+    })?;
+    let due = WallMs(receipt.event_id.schedule_time_ms);
+    if out.is_json() {
+        return out.facts(&[
+            ("event_id", json!(receipt.event_id.to_string())),
+            ("id", json!(id)),
+            ("schedule_time", json!(rfc3339(due))),
+            ("schedule_time_ms", json!(due.0)),
+            ("durability", json!(durability(receipt.durability))),
+        ]);
+    }
+    out.line(&format!("{} due {} {}", receipt.event_id, rfc3339(due), durability(receipt.durability)))
+}
+
+fn read_data(path: &Path) -> Result<Vec<u8>, Failure> {
+    let read = || -> io::Result<Vec<u8>> {
+        if path != Path::new("-") {
+            return fs::read(path);
+        }
+        let mut data = Vec::new();
+        io::stdin().lock().read_to_end(&mut data)?;
+        Ok(data)
+    };
+    read().map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))
+}
+
+/// Rounded up: an event is never due before what was asked for.
+fn whole_ms(delay: Duration) -> u64 {
+    u64::try_from(delay.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
+}
+
+fn random_id() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
+}
+
+fn durability(reached: Durability) -> String {
+    match reached {
+        Durability::LOCAL_DISK => "on disk".to_owned(),
+        Durability(other) => format!("durability {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_never_shortened() {
+        assert_eq!(whole_ms(Duration::from_micros(1)), 1);
+        assert_eq!(whole_ms(Duration::from_millis(2_000)), 2_000);
+        assert_eq!(whole_ms(Duration::from_micros(2_001)), 3);
+    }
+
+    #[test]
+    fn ids_that_nobody_chose_differ() {
+        let (first, second) = (random_id().unwrap(), random_id().unwrap());
+        assert_ne!(first, second);
+        assert_eq!(first.len(), 32);
+    }
+}

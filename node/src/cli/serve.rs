@@ -1,0 +1,76 @@
+//! `escapement serve`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::failure::{Exit, Failure};
+use super::output::{Output, notice};
+use super::setting_flags::SettingFlags;
+use crate::config::NodeConfig;
+use crate::data_dir::DataDir;
+use crate::serve::{Control, Ready, ServeEnd, serve};
+use crate::signals::drain_on_signals;
+
+const AFTER_HELP: &str = "\
+Settings come from defaults, then the file, then flags. Once it takes connections, the node prints one line:
+  listening on 127.0.0.1:4433 cert-sha256 5f1c...
+
+SIGTERM and SIGINT drain it: nothing new is accepted, running attempts may end. A second one ends it at once.
+
+Examples:
+  escapement serve --data /var/lib/escapement
+  escapement serve --data ./data --listen 0.0.0.0:4433 --tls-certificate cert.pem --tls-key key.pem
+  escapement serve --config /etc/escapement.toml --admission 500k/s";
+
+/// Arguments of `serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct ServeArgs {
+    /// Read settings from this TOML file; flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingFlags,
+}
+
+pub(super) fn run(args: &ServeArgs, out: &Output) -> Result<(), Failure> {
+    let mut config = NodeConfig::default();
+    if let Some(path) = &args.config {
+        config.read_file(path)?;
+    }
+    args.settings.apply(&mut config)?;
+    config.validate()?;
+    let control = Arc::new(Control::default());
+    run_node(&config, &control, |ready| {
+        let line = format!("listening on {} cert-sha256 {}", ready.addr, ready.cert_sha256);
+        if let Err(failure) = out.line(&line) {
+            notice(failure.text().unwrap_or("standard output is closed"));
+        }
+    })
+}
+
+/// Opens the data directory and serves it until a signal or `control` drains it.
+pub(super) fn run_node(
+    config: &NodeConfig,
+    control: &Arc<Control>,
+    on_ready: impl FnOnce(&Ready),
+) -> Result<(), Failure> {
+    // Before anything that takes long, so that a start can be ended too.
+    drain_on_signals(Arc::clone(control), notice)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
+    let data = DataDir::open_or_format(config)?;
+    if data.is_new() {
+        notice(&format!("formatted {} with {} shards", data.path().display(), data.shard_count()));
+    }
+    let ServeEnd { failures, cut_short } = serve(config, &data, control, on_ready, notice)?;
+    if cut_short {
+        notice("drained, but the time was over before every attempt had ended: those will be redelivered");
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    for (shard, why) in failures {
+        notice(&format!("shard {} stopped: {why}", shard.0));
+    }
+    Err(Failure::new(Exit::Failed, "the node stopped because a shard did; start it again to recover"))
+}

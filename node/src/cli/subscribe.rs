@@ -1,0 +1,155 @@
+//! `escapement subscribe`.
+
+use std::pin::pin;
+
+use escapement_client::{Attempt, Client, Stopper, SubscriberOptions};
+use escapement_protocol::{AttemptResult, WallMs};
+use serde_json::{Value, json};
+
+use super::connect::ConnectArgs;
+use super::failure::Failure;
+use super::moment::{now, rfc3339};
+use super::output::Output;
+
+const AFTER_HELP: &str = "\
+Each attempt is printed on a line of its own and then answered. Lateness is what this machine's clock sees: the way
+from the node and a difference between the clocks count too. Ctrl-C ends the command after what it has is answered.
+
+Examples:
+  escapement subscribe --subscription mailer
+  escapement -o json subscribe --subscription mailer --count 10
+  escapement subscribe --subscription mailer --answer retry";
+
+/// Arguments of `subscribe`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct SubscribeArgs {
+    /// Subscription to receive for
+    #[arg(long, value_name = "NAME")]
+    subscription: String,
+    /// End after this many attempts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// What each attempt is answered with
+    #[arg(long, value_enum, default_value_t = Answer::Success)]
+    answer: Answer,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// What attempts are answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Answer {
+    /// Done: the task completes
+    Success,
+    /// A retryable failure: the subscription's retry policy decides
+    Retry,
+    /// A permanent failure: the task ends
+    Fail,
+}
+
+impl From<Answer> for AttemptResult {
+    fn from(answer: Answer) -> AttemptResult {
+        match answer {
+            Answer::Success => AttemptResult::Success,
+            Answer::Retry => AttemptResult::RetryableFailure,
+            Answer::Fail => AttemptResult::PermanentFailure,
+        }
+    }
+}
+
+pub(super) fn run(args: &SubscribeArgs, out: &Output) -> Result<(), Failure> {
+    let answer = args.answer.into();
+    args.connect.run(async |client| receive(&client, &args.subscription, args.count, answer, *out).await)
+}
+
+/// Prints attempts until `count` of them are answered, a signal comes, or nobody reads any more.
+pub(super) async fn receive(
+    client: &Client,
+    subscription: &str,
+    count: Option<u64>,
+    answer: AttemptResult,
+    out: Output,
+) -> Result<(), Failure> {
+    let mut options = SubscriberOptions::default();
+    if count.is_some() {
+        // One at a time, so that hardly anything is pushed beyond the count and has to be put back.
+        options.credit_tasks = 1;
+    }
+    let subscriber = client.subscriber(subscription, options);
+    let stopper = subscriber.stopper();
+    let mut left = count.unwrap_or(u64::MAX);
+    let mut failed = None;
+    let each = |attempt: &Attempt<'_>| {
+        if left == 0 || failed.is_some() {
+            return AttemptResult::RetryableFailure;
+        }
+        if let Err(failure) = out.line(&describe(attempt, out)) {
+            failed = Some(failure);
+            stopper.stop();
+            return AttemptResult::RetryableFailure;
+        }
+        left -= 1;
+        if left == 0 {
+            stopper.stop();
+        }
+        answer
+    };
+    let stop_on_signal = stop_on_interrupt(subscriber.stopper());
+    {
+        let mut running = pin!(subscriber.run(each));
+        tokio::select! {
+            ended = &mut running => ended?,
+            () = stop_on_signal => running.await?,
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+async fn stop_on_interrupt(stopper: Stopper) {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without a handler the signal ends the process, which is what it asks for.
+        std::future::pending::<()>().await;
+    }
+    stopper.stop();
+}
+
+fn describe(attempt: &Attempt<'_>, out: Output) -> String {
+    let WallMs(seen) = now();
+    let late_ms = i128::from(seen) - i128::from(attempt.schedule_time.0);
+    let data = attempt.event.data();
+    let id = String::from_utf8_lossy(attempt.event.id());
+    let key = attempt.event.ordering_key();
+    if out.is_json() {
+        let mut line = json!({
+            "task": attempt.task.to_string(),
+            "attempt": attempt.attempt,
+            "schedule_time": rfc3339(attempt.schedule_time),
+            "late_ms": late_ms as i64,
+            "id": id,
+        });
+        if !key.is_empty() {
+            line["key"] = json!(String::from_utf8_lossy(key));
+        }
+        match std::str::from_utf8(data) {
+            Ok(text) => line["data"] = json!(text),
+            Err(_) => line["data_hex"] = Value::String(hex(data)),
+        }
+        return line.to_string();
+    }
+    let mut line = format!("{} late {late_ms} ms  id {id}", rfc3339(attempt.schedule_time));
+    if !key.is_empty() {
+        line += &format!("  key {}", String::from_utf8_lossy(key));
+    }
+    if attempt.attempt > 1 {
+        line += &format!("  attempt {}", attempt.attempt);
+    }
+    match std::str::from_utf8(data) {
+        Ok(text) if !text.contains(|c: char| c.is_control()) => line + "  " + text,
+        _ => format!("{line}  {} bytes of data", data.len()),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,296 @@
+//! The program from end to end: real processes, a real disk, real signals.
+
+#[path = "cli/harness.rs"]
+mod harness;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use escapement_client::{Client, ConnectOptions, SubscriberOptions, Trust};
+use harness::{Ended, Node, Running, command, run, serve_args};
+use serde_json::{Value, json};
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn an_event_arrives_once_it_is_due_and_never_before() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    let args = ["-o", "json", "subscribe", "--subscription", "mailer", "--count", "1"];
+    let subscriber = Running::start(&mut node.command(&args));
+    let receipt =
+        node.ask_json(&["publish", "--topic", "mail", "--delay", "400ms", "--data", "hello", "--id", "a"]);
+    let arrived: Value = serde_json::from_str(&subscriber.line()).unwrap();
+    assert_eq!((&arrived["id"], &arrived["data"]), (&json!("a"), &json!("hello")));
+    assert_eq!(arrived["schedule_time"], receipt["schedule_time"]);
+    assert_eq!(arrived["attempt"], 1);
+    assert!(arrived["late_ms"].as_i64().unwrap() >= 0, "{arrived}");
+    assert_eq!(subscriber.end().code, Some(0));
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let node = Node::start(&data).with_mail();
+    for id in ["a", "b", "c"] {
+        node.ask(&["publish", "--topic", "mail", "--id", id, "--data", "kept"]);
+    }
+    node.process.kill();
+    let node = Node::start(&data);
+    let arrived = node.ask(&["-o", "json", "subscribe", "--subscription", "mailer", "--count", "3"]);
+    let mut ids: Vec<String> = arrived
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
+    ids.sort();
+    assert_eq!(ids, ["a", "b", "c"]);
+}
+
+#[test]
+fn a_cancelled_event_is_gone() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    let receipt = node.ask_json(&["publish", "--topic", "mail", "--delay", "1h"]);
+    let event = receipt["event_id"].as_str().unwrap();
+    assert_eq!(node.ask_json(&["cancel", event])["verdict"], "CANCELLED");
+    assert_eq!(node.ask_json(&["cancel", event])["verdict"], "NOT_FOUND");
+}
+
+#[test]
+fn what_was_created_is_listed() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    let topics = node.ask_json(&["topic", "list"]);
+    assert_eq!((&topics["name"], &topics["source"]), (&json!("mail"), &Value::Null));
+    let subscription = node.ask_json(&["subscription", "list"]);
+    assert_eq!((&subscription["name"], &subscription["topic"]), (&json!("mailer"), &json!("mail")));
+    let table = node.ask(&["subscription", "list"]);
+    assert!(table.starts_with("name") && table.lines().count() == 2, "{table}");
+}
+
+#[test]
+fn a_retryable_answer_brings_the_event_again() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data"));
+    node.ask(&["topic", "create", "mail"]);
+    node.ask(&["subscription", "create", "mailer", "--topic", "mail", "--min-backoff", "10ms"]);
+    node.ask(&["publish", "--topic", "mail", "--key", "k"]);
+    let args = ["-o", "json", "subscribe", "--subscription", "mailer", "--count", "2", "--answer", "retry"];
+    let arrived = node.ask(&args);
+    let attempts: Vec<Value> =
+        arrived.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["attempt"].clone()).collect();
+    assert_eq!(attempts, [1, 2]);
+}
+
+#[test]
+fn a_second_engine_is_refused_and_the_first_goes_on() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let node = Node::start(&data);
+    let second = Running::start(&mut command(&serve_args(&data))).end();
+    assert_eq!((second.code, second.stdout.as_str()), (Some(5), ""));
+    assert!(second.stderr.contains(&format!("process {}", node.process.pid())), "{}", second.stderr);
+    node.ask(&["topic", "create", "still-here"]);
+}
+
+#[test]
+fn directories_that_must_not_be_used_are_refused() {
+    let dir = scratch();
+    let foreign = dir.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("thesis.odt"), "years of work").unwrap();
+    let refused = Running::start(&mut command(&serve_args(&foreign))).end();
+    assert_eq!(refused.code, Some(5));
+    assert!(refused.stderr.contains("thesis.odt"), "{}", refused.stderr);
+
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let refused = run(&["serve", "--listen=127.0.0.1:0", "--data", memory.path().to_str().unwrap()]);
+    assert_eq!(refused.code, Some(5));
+    assert!(refused.stderr.contains("--allow-tmpfs"), "{}", refused.stderr);
+
+    let data = dir.path().join("data");
+    Node::start(&data).process.kill();
+    let refused = run(&["serve", "--listen=127.0.0.1:0", "--shards=3", "--data", data.to_str().unwrap()]);
+    assert_eq!(refused.code, Some(5));
+    assert!(refused.stderr.contains("--shards 2"), "{}", refused.stderr);
+}
+
+#[test]
+fn wrong_arguments_say_what_would_be_right() {
+    let dir = scratch();
+    let file = dir.path().join("node.toml");
+    fs::write(&file, "data = 'd'\nlisen = '127.0.0.1:0'\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (args, says) in [
+        (vec!["serve"], "--data DIR"),
+        (vec!["serve", "--config", file], "did you mean \"listen\"?"),
+        (vec!["serve", "--config", "nowhere.toml"], "nowhere.toml"),
+        (vec!["serve", "--data", "d", "--segment-size", "64M"], "64MiB"),
+        (vec!["serve", "--data", "d", "--host", "epoll"], "uring or poll"),
+        (vec!["serve", "--data", "d", "--shards", "2", "--cores", "4"], "lower cores"),
+        (vec!["publish", "--topic", "t", "--delay", "soon"], "1m30s"),
+        (vec!["publish", "--topic", "t", "--at", "tomorrow"], "2031-05-17T08:30:00Z"),
+        (vec!["publish", "--topic", "t", "--at", "0", "--delay", "1s"], "cannot be used with"),
+        (vec!["publish", "--topic", "t", "--cert-sha256", "12"], "64 hexadecimal digits"),
+        (vec!["publish", "--topic", "t", "--addr", "127.0.0.1"], "--addr"),
+        (vec!["cancel", "xyz"], "28 hexadecimal digits"),
+        (vec!["pubish"], "'publish'"),
+        (vec![], "Usage"),
+    ] {
+        let ended = run(&args);
+        assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains(says), "{args:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "", "{args:?}");
+    }
+}
+
+#[test]
+fn refusals_and_unreachable_nodes_have_their_own_status() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    for (args, says) in [
+        (vec!["publish", "--topic", "nope"], "UNKNOWN_TOPIC"),
+        (vec!["subscribe", "--subscription", "nope"], "UNKNOWN_SUBSCRIPTION"),
+        (vec!["topic", "create", "mail", "--source", "/other"], "ALREADY_EXISTS"),
+        (vec!["publish", "--topic", "mail", "--delay", "4000d"], "DELAY_TOO_LONG"),
+    ] {
+        let ended = node.run(&args);
+        assert_eq!(ended.code, Some(3), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains(says), "{args:?}: {}", ended.stderr);
+    }
+    let stranger = "00".repeat(32);
+    let ended = run(&["topic", "list", "--addr", &node.addr, "--cert-sha256", &stranger]);
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+}
+
+#[test]
+fn a_signal_drains_the_node() {
+    let dir = scratch();
+    for signal in ["TERM", "INT"] {
+        let node = Node::start(&dir.path().join("data"));
+        node.process.signal(signal);
+        let ended = node.process.end();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!(ended.stdout, "", "one line and no more");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_node_that_waits_for_an_attempt() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let node = Node::start(&data).with_mail();
+    node.ask(&["publish", "--topic", "mail", "--id", "held"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ended = runtime.block_on(async {
+        let addr: SocketAddr = node.addr.parse().unwrap();
+        let mut sha256 = [0; 32];
+        for (at, byte) in sha256.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&node.cert_sha256[2 * at..2 * at + 2], 16).unwrap();
+        }
+        let client = Client::connect(ConnectOptions::new(addr, Trust::Pin(sha256))).await.unwrap();
+        let mut tasks = client.subscriber("mailer", SubscriberOptions::default()).into_tasks();
+        let held = tasks.next().await.unwrap().unwrap();
+        node.process.signal("TERM");
+        node.process.notice(|line| line.contains("SIGTERM: draining"));
+        node.process.signal("TERM");
+        let ended = tokio::task::spawn_blocking(move || node.process.end()).await.unwrap();
+        drop(held);
+        ended
+    });
+    assert_eq!(ended.code, Some(143), "{ended:?}");
+    assert!(ended.stderr.contains("SIGTERM again"), "{}", ended.stderr);
+    let node = Node::start(&data);
+    let again = node.ask_json(&["subscribe", "--subscription", "mailer", "--count", "1"]);
+    assert_eq!(again["id"], "held");
+}
+
+#[test]
+fn dev_says_what_to_type_and_shows_what_arrives() {
+    let dir = scratch();
+    let mut dev = command(&["dev", "--listen", "127.0.0.1:0"]);
+    // Where this lies in memory, the directory is made elsewhere.
+    let dev = Running::start(dev.env("TMPDIR", dir.path()));
+    let first = dev.notice(|line| line.contains("publish --addr"));
+    let second = dev.notice(|line| line.contains("--topic"));
+    let typed = format!("{} {second}", first.trim_end_matches('\\'));
+    let mut shell = std::process::Command::new("sh");
+    let published = Running::start(shell.args(["-c", &typed])).end();
+    assert_eq!(published.code, Some(0), "{typed}: {published:?}");
+    let arrived = dev.line();
+    assert!(arrived.contains("late") && arrived.ends_with("hello from two seconds ago"), "{arrived}");
+    dev.signal("INT");
+    let ended = dev.end();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn inspect_shows_what_a_killed_node_left_and_changes_nothing() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let node = Node::start(&data).with_mail();
+    for id in ["a", "b", "c"] {
+        node.ask(&["publish", "--topic", "mail", "--delay", "1h", "--id", id]);
+    }
+    node.process.kill();
+    let data_text = data.to_str().unwrap();
+    let before = contents(&data);
+
+    let segments = json_lines(&run(&["-o", "json", "inspect", data_text]));
+    assert_eq!(segments.len(), 4, "two shards, a segment and a spare each: {segments:?}");
+    let sum = |key: &str| segments.iter().map(|segment| segment[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum("published"), 3);
+    assert_eq!(segments.iter().filter(|segment| segment["state"] == "live").count(), 2);
+
+    let records = json_lines(&run(&["-o", "json", "inspect", data_text, "--records"]));
+    let published = records.iter().filter(|record| record["kind"] == "published");
+    assert_eq!(published.map(|record| record["count"].as_u64().unwrap()).sum::<u64>(), 3);
+    let shard_0 = json_lines(&run(&["-o", "json", "inspect", data_text, "--records", "--shard=0"]));
+    assert!(shard_0.iter().any(|record| record["kind"] == "subscription" && record["name"] == "mailer"));
+    assert!(run(&["inspect", data_text]).stdout.contains("shard_count"));
+    assert_eq!(contents(&data), before);
+
+    fs::write(data.join("shard-0001/SUPER"), "gone").unwrap();
+    let ended = run(&["inspect", data_text]);
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    assert!(ended.stderr.contains("shard 1") && ended.stdout.contains("live"), "{ended:?}");
+    let ended = run(&["inspect", dir.path().to_str().unwrap()]);
+    assert_eq!((ended.code, ended.stderr.contains("no IDENTITY")), (Some(5), true), "{ended:?}");
+    assert_eq!(run(&["inspect", data_text, "--shard=2"]).code, Some(2));
+}
+
+fn json_lines(ended: &Ended) -> Vec<Value> {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Every file below, with what is in it.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            all.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    all
+}
+
+#[test]
+fn help_version_and_completions_need_no_node() {
+    for args in [&["--help"][..], &["serve", "--help"], &["help", "publish"], &["completions", "bash"]] {
+        let ended = run(args);
+        assert_eq!(ended.code, Some(0), "{args:?}");
+        assert!(ended.stdout.contains("escapement"), "{args:?}: {}", ended.stdout);
+    }
+    let version: Value = serde_json::from_str(&run(&["-o", "json", "version"]).stdout).unwrap();
+    assert_eq!((&version["protocol"], &version["data_directory_format"]), (&json!(1), &json!(1)));
+}
