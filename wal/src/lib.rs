@@ -1,11 +1,13 @@
 //! The log of one shard: an append-only chain of blocks on disk.
 //!
-//! * [`ShardLog`] is the seam between a shard and whatever keeps its blocks.
+//! * [`ShardLog`] is the seam between a shard and whatever keeps its blocks. [`conformance`] says what every
+//!   implementation must do.
 //! * [`LocalWal`] implements it on a local disk, sans-IO: it hands out [`DiskOp`]s and takes back [`DiskCompletion`]s, so
 //!   that a ring, a thread and a simulator drive the same code.
 //! * [`format_log`] makes a log in a [`Directory`], [`open`] recovers one. The decision what to accept is a table:
 //!   [`recovery::table`].
 //! * [`format`] holds the byte forms, pure; `docs/formats/wal-v1.md` specifies them.
+//! * [`memory`] is a disk in memory that loses power on command.
 //!
 //! What holds at every moment: a block is acknowledged only once it and every block before it are durable; what was
 //! acknowledged is found by [`open`], or [`open`] refuses and says which blocks are missing; after the first failed
@@ -17,11 +19,13 @@
 
 pub mod aligned;
 pub mod config;
+pub mod conformance;
 pub mod disk;
 pub mod format;
 pub mod fs;
 mod local;
 pub mod log;
+pub mod memory;
 pub mod recovery;
 
 pub use aligned::AlignedBuf;

@@ -76,7 +76,7 @@ pub enum LogError {
 /// The log also writes blocks of its own (seals, the opening of an epoch), so that a caller sees
 /// ascending, but not consecutive, sequences from [`ShardLog::submit`].
 ///
-/// Every implementation passes the conformance suite.
+/// Every implementation passes [`crate::conformance::run`].
 pub trait ShardLog {
     /// The epoch in which this log was opened; every block written through it carries it.
     fn epoch(&self) -> Epoch;

@@ -1,7 +1,8 @@
 //! `SUPER`: the little that must be known before the log can be read, in four copies.
 //!
 //! A generation is written to copies 0 and 1, then, once those are durable, to copies 2 and 3. At every moment two
-//! copies agree on the generation before or on the new one; after both writes any two copies may rot.
+//! copies agree on the generation before or on the new one; after both writes any two copies may rot. That holds only
+//! if all four agree before a generation is begun: opening first rewrites, one by one, the copies that don't.
 
 use escapement_protocol::{Epoch, ShardId};
 use xxhash_rust::xxh3::xxh3_128;
@@ -86,6 +87,13 @@ impl Superblock {
         let (first, second) = buf.split_at_mut(SUPER_COPY_SIZE_BYTES);
         self.encode(first);
         second.copy_from_slice(first);
+    }
+
+    /// Writes one copy into `buf`, replacing its content.
+    pub fn encode_copy(&self, buf: &mut AlignedBuf) {
+        buf.clear();
+        buf.set_len_stale(SUPER_COPY_SIZE_BYTES);
+        self.encode(buf);
     }
 
     fn encode(&self, copy: &mut [u8]) {

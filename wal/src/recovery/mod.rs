@@ -32,7 +32,7 @@ use crate::format::{
 };
 use crate::local::{LocalWal, Segment};
 use crate::log::BlockSeq;
-use scan::{Cursor, Evidence, WINDOW_SIZE_BYTES};
+use scan::{Cursor, Evidence, Scan, WINDOW_SIZE_BYTES};
 use slots::{Content, Slot};
 use table::{RecoveryCase, Verdict, verdict};
 
@@ -160,7 +160,7 @@ pub fn open(
     config: &WalConfig,
     visitor: Visitor<'_>,
 ) -> Result<(LocalWal, RecoveryReport), OpenError> {
-    let superblock = read_super(dir, &identity)?;
+    let (superblock, super_file) = read_super(dir, &identity)?;
     let config = WalConfig { segment_size_bytes: superblock.segment_size_bytes, ..*config };
     if let Some(fault) = config.fault() {
         return Err(OpenError::InvalidConfig(fault));
@@ -170,31 +170,36 @@ pub fn open(
         identity,
         config,
         superblock,
+        super_file,
         slots,
         live: Vec::new(),
-        cursor: Cursor {
-            next: superblock.first_block_seq,
-            prev_checksum: superblock.first_prev_checksum,
-            epoch: Epoch(0),
-            leader_time: WallMs(0),
-            block_count: 0,
-            record_count: 0,
-            scanned_bytes: 0,
+        scan: Scan {
+            identity,
+            segment_size_bytes: superblock.segment_size_bytes,
+            cursor: Cursor {
+                next: superblock.first_block_seq,
+                prev_checksum: superblock.first_prev_checksum,
+                epoch: Epoch(0),
+                leader_time: WallMs(0),
+                block_count: 0,
+                record_count: 0,
+                scanned_bytes: 0,
+            },
+            evidence: Evidence { committed_through: superblock.committed_through, epoch: superblock.epoch },
+            buf: AlignedBuf::new(),
         },
-        evidence: Evidence { committed_through: superblock.committed_through, epoch: superblock.epoch },
-        buf: AlignedBuf::new(),
     };
-    let end = recovery.scan(dir, visitor)?;
+    let end = recovery.follow_chain(dir, visitor)?;
     recovery.search_behind_end(dir)?;
     let accepted_loss = recovery.judge(end)?;
     let mut report = RecoveryReport {
         epoch: Epoch(0),
         first: superblock.first_block_seq,
-        last: BlockSeq(recovery.cursor.next.0 - 1),
-        block_count: recovery.cursor.block_count,
-        record_count: recovery.cursor.record_count,
-        scanned_bytes: recovery.cursor.scanned_bytes,
-        leader_time: recovery.cursor.leader_time,
+        last: BlockSeq(recovery.scan.cursor.next.0 - 1),
+        block_count: recovery.scan.cursor.block_count,
+        record_count: recovery.scan.cursor.record_count,
+        scanned_bytes: recovery.scan.cursor.scanned_bytes,
+        leader_time: recovery.scan.cursor.leader_time,
         end,
         accepted_loss,
     };
@@ -204,14 +209,18 @@ pub fn open(
 }
 
 /// Reads `SUPER` and checks whose it is.
-fn read_super(dir: &mut dyn Directory, identity: &LogIdentity) -> Result<Superblock, OpenError> {
+fn read_super(
+    dir: &mut dyn Directory,
+    identity: &LogIdentity,
+) -> Result<(Superblock, AlignedBuf), OpenError> {
     let path = FileId::SUPER.path();
     if !dir.exists(&path).map_err(OpenError::io("look for", &path))? {
         return Err(OpenError::NotFormatted);
     }
     let mut file = AlignedBuf::zeroed(SUPER_SIZE_BYTES);
     let read = dir.read_at(&path, 0, &mut file).map_err(OpenError::io("read", path))?;
-    let superblock = Superblock::choose(&file[..read]).map_err(|error| match error {
+    file.set_len_stale(read);
+    let superblock = Superblock::choose(&file).map_err(|error| match error {
         SuperblockError::OtherFormat(found) => OpenError::OtherFormat { file: FileId::SUPER, found },
         SuperblockError::NoQuorum { intact_count } => OpenError::SuperDamaged { intact_count },
     })?;
@@ -223,7 +232,7 @@ fn read_super(dir: &mut dyn Directory, identity: &LogIdentity) -> Result<Superbl
     if found != *identity {
         return Err(OpenError::ForeignSuper { found, expected: *identity });
     }
-    Ok(superblock)
+    Ok((superblock, file))
 }
 
 /// An opening under way.
@@ -231,12 +240,12 @@ struct Recovery {
     identity: LogIdentity,
     config: WalConfig,
     superblock: Superblock,
+    /// `SUPER` as it was read.
+    super_file: AlignedBuf,
     slots: Vec<Slot>,
     /// Segments that the chain reached, oldest first; consecutive ids.
     live: Vec<Segment>,
-    cursor: Cursor,
-    evidence: Evidence,
-    buf: AlignedBuf,
+    scan: Scan,
 }
 
 impl Recovery {
@@ -253,22 +262,17 @@ impl Recovery {
     }
 
     /// Follows the chain over all segments that it reaches, and answers why it ended.
-    fn scan(&mut self, dir: &mut dyn Directory, visitor: Visitor<'_>) -> Result<RecoveryCase, OpenError> {
+    fn follow_chain(
+        &mut self,
+        dir: &mut dyn Directory,
+        visitor: Visitor<'_>,
+    ) -> Result<RecoveryCase, OpenError> {
         let mut end = RecoveryCase::SegmentMissing;
         let mut id = self.superblock.first_segment_id;
         while let Some(slot) = self.slot_of(id) {
-            let mut segment = Segment::new(id, slot.number, self.cursor.next, self.cursor.prev_checksum);
-            let (case, buf) = scan::scan_segment(
-                dir,
-                &mut segment,
-                self.config.segment_size_bytes,
-                &self.identity,
-                &mut self.cursor,
-                &mut self.evidence,
-                visitor,
-                std::mem::take(&mut self.buf),
-            )?;
-            self.buf = buf;
+            let mut segment =
+                Segment::new(id, slot.number, self.scan.cursor.next, self.scan.cursor.prev_checksum);
+            let case = self.scan.segment(dir, &mut segment, visitor)?;
             let first = self.live.is_empty();
             if segment.is_empty() && !first {
                 // Rotation didn't happen here: what ended the segment before is what counts.
@@ -297,16 +301,14 @@ impl Recovery {
                 // Only lost sectors could hide blocks here, and blocks begin at the start.
                 Content::Blank => 0..segment_size_bytes.min(WINDOW_SIZE_BYTES as u64),
             };
-            let buf = std::mem::take(&mut self.buf);
-            let (identity, evidence) = (&self.identity, &mut self.evidence);
-            self.buf = scan::search(dir, slot.file(), range.start, range.end, identity, evidence, buf)?;
+            self.scan.search(dir, slot.file(), range.start, range.end)?;
         }
         Ok(())
     }
 
     /// Decides about the end of the chain; answers whether a loss is accepted.
     fn judge(&self, case: RecoveryCase) -> Result<bool, OpenError> {
-        let (first, last) = (self.cursor.next, self.evidence.committed_through);
+        let (first, last) = (self.scan.cursor.next, self.scan.evidence.committed_through);
         if verdict(case, first, last) != Verdict::Corrupt {
             return Ok(false);
         }
@@ -317,7 +319,7 @@ impl Recovery {
         for (to, part) in finding.chunks_exact_mut(8).zip(parts) {
             to.copy_from_slice(&part.to_le_bytes());
         }
-        finding[48..].copy_from_slice(&self.cursor.prev_checksum.0.to_le_bytes());
+        finding[48..].copy_from_slice(&self.scan.cursor.prev_checksum.0.to_le_bytes());
         let token = xxh3_64(&finding);
         if self.config.accept_loss == Some(token) {
             return Ok(true);

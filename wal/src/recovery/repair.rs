@@ -11,7 +11,8 @@ use crate::aligned::AlignedBuf;
 use crate::disk::{Directory, FileId, SEGMENT_DIR};
 use crate::format::{
     BlockHeader, BlockKind, Checksum, EXTENT_ALIGN_BYTES, IN_FLIGHT_COUNT_MAX, IN_FLIGHT_WINDOW_BYTES,
-    SEGMENT_HEADER_SIZE_BYTES, SUPER_COPY_SIZE_BYTES, SegmentHeader, Superblock, encode_extent,
+    SEGMENT_HEADER_SIZE_BYTES, SUPER_COPY_SIZE_BYTES, SUPER_SIZE_BYTES, SegmentHeader, Superblock,
+    encode_extent,
 };
 use crate::local::{Next, Opened, Segment, Space, Supers};
 use crate::log::BlockSeq;
@@ -72,12 +73,13 @@ impl Recovery {
         dir: &mut dyn Directory,
         accepted_loss: bool,
     ) -> Result<Opened, OpenError> {
-        let last = BlockSeq(self.cursor.next.0 - 1);
-        let epoch = Epoch(self.evidence.epoch.max(self.cursor.epoch).0 + 1);
+        let last = BlockSeq(self.scan.cursor.next.0 - 1);
+        let epoch = Epoch(self.scan.evidence.epoch.max(self.scan.cursor.epoch).0 + 1);
         self.sync_tail(dir)?;
         if accepted_loss {
             self.erase_behind_end(dir)?;
         }
+        self.complete_super(dir)?;
         self.superblock.generation += 1;
         self.superblock.epoch = epoch;
         self.superblock.committed_through = last;
@@ -92,8 +94,23 @@ impl Recovery {
             space,
             supers: Supers::new(self.superblock),
             last_checksum,
-            leader_time: self.cursor.leader_time,
+            leader_time: self.scan.cursor.leader_time,
         })
+    }
+
+    /// Makes all copies agree on the generation that was chosen, touching only those that don't: a write of the next
+    /// one may tear a pair, and whatever the other pair holds must then suffice.
+    fn complete_super(&self, dir: &mut dyn Directory) -> Result<(), OpenError> {
+        let path = FileId::SUPER.path();
+        dir.sync(&path).map_err(OpenError::io("sync", &path))?;
+        let mut copy = AlignedBuf::new();
+        self.superblock.encode_copy(&mut copy);
+        for offset in (0..SUPER_SIZE_BYTES).step_by(SUPER_COPY_SIZE_BYTES) {
+            if self.super_file.get(offset..offset + SUPER_COPY_SIZE_BYTES) != Some(&copy[..]) {
+                dir.write_at(&path, offset as u64, &copy).map_err(OpenError::io("write", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// A process that was killed may have left writes that can be read and are not yet durable.
@@ -188,7 +205,7 @@ impl Recovery {
         if self.live.is_empty() {
             // The first segment never got a durable header, and nothing in it was acknowledged.
             let slot = self.free_slot(dir)?;
-            let (first, prev_checksum) = (self.cursor.next, self.cursor.prev_checksum);
+            let (first, prev_checksum) = (self.scan.cursor.next, self.scan.cursor.prev_checksum);
             let segment = Segment::new(self.superblock.first_segment_id, slot, first, prev_checksum);
             write_header(dir, &self.header(&segment, epoch))?;
             self.live.push(segment);
@@ -263,7 +280,7 @@ impl Recovery {
         if u64::from(space.current().used_bytes + size_bytes) > self.config.segment_size_bytes {
             self.make_next_ready(dir, space, epoch)?;
         }
-        let prev_checksum = self.cursor.prev_checksum;
+        let prev_checksum = self.scan.cursor.prev_checksum;
         let (slot, place) = space.place(size_bytes, prev_checksum);
         let header = BlockHeader {
             kind: BlockKind::EpochOpen,
@@ -273,7 +290,7 @@ impl Recovery {
             epoch,
             block_seq: last.next(),
             committed_through: last,
-            leader_time: self.cursor.leader_time,
+            leader_time: self.scan.cursor.leader_time,
             record_count: 0,
             records_size_bytes: 0,
         };
@@ -304,8 +321,8 @@ impl Recovery {
                 slot
             }
         };
-        let first = self.cursor.next;
-        let segment = Segment::new(space.next_segment_id(), slot, first, self.cursor.prev_checksum);
+        let first = self.scan.cursor.next;
+        let segment = Segment::new(space.next_segment_id(), slot, first, self.scan.cursor.prev_checksum);
         write_header(dir, &self.header(&segment, epoch))?;
         space.next = Next::Ready { slot };
         Ok(())

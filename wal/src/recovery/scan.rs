@@ -10,7 +10,7 @@ use crate::config::LogIdentity;
 use crate::disk::{Directory, FileId};
 use crate::format::{
     BLOCK_HEADER_SIZE_BYTES, Block, BlockHeader, Checksum, EXTENT_ALIGN_BYTES, EXTENT_SIZE_BYTES_MAX,
-    FRAME_SIZE_BYTES, Frame, FrameError, Place, SEGMENT_HEADER_SIZE_BYTES,
+    FRAME_SIZE_BYTES, Frame, FrameError, Place, SEGMENT_HEADER_SIZE_BYTES, extent_size_bytes,
 };
 use crate::local::Segment;
 use crate::log::BlockSeq;
@@ -23,15 +23,16 @@ const _: () = assert!(WINDOW_SIZE_BYTES >= EXTENT_SIZE_BYTES_MAX);
 /// A stretch of one file, read in large pieces.
 pub(super) struct Window {
     file: FileId,
+    file_size_bytes: u64,
     start: u64,
     buf: AlignedBuf,
 }
 
 impl Window {
     /// Reuses the memory of `buf`.
-    pub(super) fn new(file: FileId, mut buf: AlignedBuf) -> Window {
+    pub(super) fn new(file: FileId, file_size_bytes: u64, mut buf: AlignedBuf) -> Window {
         buf.clear();
-        Window { file, start: 0, buf }
+        Window { file, file_size_bytes, start: 0, buf }
     }
 
     /// Everything from `offset` that is at hand: at least `size_bytes`, unless the file ends before.
@@ -45,7 +46,9 @@ impl Window {
         if !held {
             let path = self.file.path();
             self.start = offset;
-            self.buf.set_len_stale(WINDOW_SIZE_BYTES);
+            // No more than the file has: touching fresh memory costs more than reading into it.
+            let left = self.file_size_bytes.saturating_sub(offset).min(WINDOW_SIZE_BYTES as u64);
+            self.buf.set_len_stale(left as usize);
             let read = dir.read_at(&path, offset, &mut self.buf).map_err(OpenError::io("read", path))?;
             self.buf.set_len_stale(read);
         }
@@ -67,6 +70,19 @@ pub(super) struct Cursor {
     pub(super) block_count: u64,
     pub(super) record_count: u64,
     pub(super) scanned_bytes: u64,
+}
+
+impl Cursor {
+    fn accept(&mut self, block: &Block<'_>, size_bytes: u32) {
+        let header = block.header();
+        self.next = header.block_seq.next();
+        self.prev_checksum = block.checksum();
+        self.epoch = header.epoch;
+        self.leader_time = self.leader_time.max(header.leader_time);
+        self.block_count += 1;
+        self.record_count += u64::from(header.record_count);
+        self.scanned_bytes += u64::from(size_bytes);
+    }
 }
 
 /// What an intact, or at least believable, header somewhere proves.
@@ -140,77 +156,78 @@ pub(super) fn is_ours(header: &BlockHeader, identity: &LogIdentity) -> bool {
     header.cluster == identity.cluster && header.shard == identity.shard
 }
 
-/// Accepts blocks from the start of `segment` as long as the chain holds, hands each to `visitor`, and answers why it
-/// stopped; `segment.used_bytes` is where.
-pub(super) fn scan_segment(
-    dir: &mut dyn Directory,
-    segment: &mut Segment,
-    segment_size_bytes: u64,
-    identity: &LogIdentity,
-    cursor: &mut Cursor,
-    evidence: &mut Evidence,
-    visitor: Visitor<'_>,
-    buf: AlignedBuf,
-) -> Result<(RecoveryCase, AlignedBuf), OpenError> {
-    let mut window = Window::new(FileId(segment.slot), buf);
-    loop {
-        let offset = u64::from(segment.used_bytes);
-        if offset >= segment_size_bytes {
-            return Ok((RecoveryCase::SegmentEnd, window.into_buf()));
-        }
-        let mut bytes = window.at(dir, offset, EXTENT_ALIGN_BYTES)?;
-        if let Ok(frame) = Frame::parse(bytes)
-            && frame.size_bytes as usize > bytes.len()
-        {
-            bytes = window.at(dir, offset, frame.size_bytes as usize)?;
-        }
-        let place = Place { segment_id: segment.id, offset: segment.used_bytes };
-        let (seen, block) = observe(bytes, place, cursor, identity);
-        let case = seen.case();
-        let Some(block) = block.filter(|_| case == RecoveryCase::Accept) else {
-            return Ok((case, window.into_buf()));
-        };
-        let header = block.header();
-        evidence.note(header);
-        let size_bytes = crate::format::extent_size_bytes(block.records().len()) as u32;
-        segment.push(size_bytes);
-        cursor.next = header.block_seq.next();
-        cursor.prev_checksum = block.checksum();
-        cursor.epoch = header.epoch;
-        cursor.leader_time = cursor.leader_time.max(header.leader_time);
-        cursor.block_count += 1;
-        cursor.record_count += u64::from(header.record_count);
-        cursor.scanned_bytes += u64::from(size_bytes);
-        visitor(RecoveredBlock::from(&block));
-    }
+/// What opening knows of the chain so far.
+pub(super) struct Scan {
+    pub(super) identity: LogIdentity,
+    pub(super) segment_size_bytes: u64,
+    pub(super) cursor: Cursor,
+    pub(super) evidence: Evidence,
+    /// Memory for reading, kept from one file to the next.
+    pub(super) buf: AlignedBuf,
 }
 
-/// Looks for believable headers of this log at every place of `from..to` where an extent could begin.
-pub(super) fn search(
-    dir: &mut dyn Directory,
-    file: FileId,
-    from: u64,
-    to: u64,
-    identity: &LogIdentity,
-    evidence: &mut Evidence,
-    buf: AlignedBuf,
-) -> Result<AlignedBuf, OpenError> {
-    let mut window = Window::new(file, buf);
-    let mut offset = from.max(SEGMENT_HEADER_SIZE_BYTES as u64);
-    while offset < to {
-        let bytes = window.at(dir, offset, EXTENT_ALIGN_BYTES)?;
-        let whole = bytes.len().min((to - offset) as usize) / EXTENT_ALIGN_BYTES;
-        for sector in bytes.chunks_exact(EXTENT_ALIGN_BYTES).take(whole) {
-            if let Some(header) = BlockHeader::parse(&sector[FRAME_SIZE_BYTES..])
-                && is_ours(&header, identity)
+impl Scan {
+    /// Accepts blocks from the start of `segment` as long as the chain holds, hands each to `visitor`, and answers why
+    /// it stopped; `segment.used_bytes` is where.
+    pub(super) fn segment(
+        &mut self,
+        dir: &mut dyn Directory,
+        segment: &mut Segment,
+        visitor: Visitor<'_>,
+    ) -> Result<RecoveryCase, OpenError> {
+        let buf = std::mem::take(&mut self.buf);
+        let mut window = Window::new(FileId(segment.slot), self.segment_size_bytes, buf);
+        let end = loop {
+            let offset = u64::from(segment.used_bytes);
+            if offset >= self.segment_size_bytes {
+                break RecoveryCase::SegmentEnd;
+            }
+            let mut bytes = window.at(dir, offset, EXTENT_ALIGN_BYTES)?;
+            if let Ok(frame) = Frame::parse(bytes)
+                && frame.size_bytes as usize > bytes.len()
             {
-                evidence.note(&header);
+                bytes = window.at(dir, offset, frame.size_bytes as usize)?;
+            }
+            let place = Place { segment_id: segment.id, offset: segment.used_bytes };
+            let (seen, block) = observe(bytes, place, &self.cursor, &self.identity);
+            let case = seen.case();
+            let Some(block) = block.filter(|_| case == RecoveryCase::Accept) else { break case };
+            let size_bytes = extent_size_bytes(block.records().len()) as u32;
+            segment.push(size_bytes);
+            self.evidence.note(block.header());
+            self.cursor.accept(&block, size_bytes);
+            visitor(RecoveredBlock::from(&block));
+        };
+        self.buf = window.into_buf();
+        Ok(end)
+    }
+
+    /// Looks for believable headers of this log at every place of `from..to` where an extent could begin.
+    pub(super) fn search(
+        &mut self,
+        dir: &mut dyn Directory,
+        file: FileId,
+        from: u64,
+        to: u64,
+    ) -> Result<(), OpenError> {
+        let mut window = Window::new(file, to, std::mem::take(&mut self.buf));
+        let mut offset = from.max(SEGMENT_HEADER_SIZE_BYTES as u64);
+        while offset < to {
+            let bytes = window.at(dir, offset, EXTENT_ALIGN_BYTES)?;
+            let sectors = bytes.chunks_exact(EXTENT_ALIGN_BYTES);
+            if sectors.len() == 0 {
+                break;
+            }
+            offset += (sectors.len() * EXTENT_ALIGN_BYTES) as u64;
+            for sector in sectors {
+                if let Some(header) = BlockHeader::parse(&sector[FRAME_SIZE_BYTES..])
+                    && is_ours(&header, &self.identity)
+                {
+                    self.evidence.note(&header);
+                }
             }
         }
-        if whole == 0 {
-            break;
-        }
-        offset += (whole * EXTENT_ALIGN_BYTES) as u64;
+        self.buf = window.into_buf();
+        Ok(())
     }
-    Ok(window.into_buf())
 }

@@ -1,0 +1,398 @@
+//! A disk in memory.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::Rng;
+use crate::disk::{Directory, DiskCompletion, DiskOp};
+
+/// What the disk writes as one, in bytes. A power cut may still tear a sector, if rarely.
+const SECTOR_SIZE_BYTES: usize = 512;
+
+/// Faults that a [`MemDisk`] shows from now on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// This many writes from now succeed, then one fails; what it left on the disk is a matter of luck.
+    pub write_fails_after: Option<u32>,
+    /// No file can be created.
+    pub no_space: bool,
+    /// This many changes through [`Directory`] from now succeed, then the power fails in the middle of one. From there
+    /// on everything fails until [`MemDisk::power_cut`].
+    pub power_fails_after: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct MemFile {
+    durable: Vec<u8>,
+    /// Sectors that can be read and that a power cut may lose: written by a process that was killed before its write
+    /// completed.
+    cached: BTreeMap<usize, [u8; SECTOR_SIZE_BYTES]>,
+}
+
+#[derive(Clone, Debug)]
+enum NameChange {
+    Removed { path: String, file: MemFile },
+    Renamed { from: String, to: String, replaced: Option<MemFile> },
+}
+
+/// Which of the sectors that are not durable survive a crash.
+#[derive(Clone, Copy)]
+enum Luck {
+    All,
+    Nothing,
+    Part,
+}
+
+/// An in-memory disk that keeps, tears or drops unsynced sectors when it is killed or loses power. Seeded.
+///
+/// It is a [`Directory`], and it executes [`DiskOp`]s: [`MemDisk::submit`] takes them, [`MemDisk::step`] completes one
+/// of them, chosen by the seed, so that completions come late and out of order. The clone of a disk has the same
+/// future.
+#[derive(Clone, Debug)]
+pub struct MemDisk {
+    files: BTreeMap<String, MemFile>,
+    /// Not made durable by [`Directory::sync_dir`] yet, oldest first.
+    name_changes: Vec<NameChange>,
+    pending: Vec<PendingOp>,
+    rng: Rng,
+    faults: Faults,
+    dead: bool,
+}
+
+/// [`DiskOp`] can't be cloned, on purpose; the disk's copy of its future can.
+#[derive(Debug)]
+struct PendingOp(DiskOp);
+
+impl Clone for PendingOp {
+    fn clone(&self) -> PendingOp {
+        PendingOp(match &self.0 {
+            DiskOp::Write { id, file, offset, buf } => {
+                DiskOp::Write { id: *id, file: *file, offset: *offset, buf: buf.clone() }
+            }
+            DiskOp::Read { id, file, offset, buf } => {
+                DiskOp::Read { id: *id, file: *file, offset: *offset, buf: buf.clone() }
+            }
+            DiskOp::Create { id, file, size_bytes } => {
+                DiskOp::Create { id: *id, file: *file, size_bytes: *size_bytes }
+            }
+        })
+    }
+}
+
+impl MemDisk {
+    /// An empty disk.
+    #[must_use]
+    pub fn new(seed: u64) -> MemDisk {
+        MemDisk {
+            files: BTreeMap::new(),
+            name_changes: Vec::new(),
+            pending: Vec::new(),
+            rng: Rng::new(seed),
+            faults: Faults::default(),
+            dead: false,
+        }
+    }
+
+    /// Sets the faults to come.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+    }
+
+    /// Takes an operation.
+    pub fn submit(&mut self, op: DiskOp) {
+        self.pending.push(PendingOp(op));
+    }
+
+    /// Operations taken and not completed.
+    #[must_use]
+    pub fn pending_count(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Completes one of the operations, any.
+    pub fn step(&mut self) -> Option<DiskCompletion> {
+        if self.pending.is_empty() {
+            return None;
+        }
+        let chosen = self.rng.below(self.pending.len() as u64) as usize;
+        let PendingOp(op) = self.pending.swap_remove(chosen);
+        if let DiskOp::Write { id, file, offset, buf } = &op
+            && self.write_fails()
+        {
+            let (id, file, offset) = (*id, *file, *offset);
+            let luck = self.luck();
+            self.apply_by_luck(&file.path(), offset, buf, luck, true);
+            let DiskOp::Write { buf, .. } = op else { return None };
+            let result = Err(io::Error::other("injected write error"));
+            return Some(DiskCompletion { id, result, buf: Some(buf) });
+        }
+        Some(crate::disk::execute(self, op))
+    }
+
+    /// The process dies. What was in flight may have reached the disk, or its cache, or nothing; a later power cut may
+    /// still lose what is in the cache, unless it is synced first.
+    pub fn kill(&mut self) {
+        self.stop(false);
+    }
+
+    /// The power fails and comes back: of everything that was not durable, an arbitrary part survives.
+    pub fn power_cut(&mut self) {
+        self.stop(true);
+        let luck = self.luck();
+        for file in self.files.values_mut() {
+            for (sector, bytes) in std::mem::take(&mut file.cached) {
+                write_sector(&mut file.durable, sector, &bytes, luck, &mut self.rng);
+            }
+        }
+        let kept_count = self.rng.below(self.name_changes.len() as u64 + 1) as usize;
+        for change in self.name_changes.split_off(kept_count).into_iter().rev() {
+            match change {
+                NameChange::Removed { path, file } => {
+                    self.files.insert(path, file);
+                }
+                NameChange::Renamed { from, to, replaced } => {
+                    if let Some(file) = self.files.remove(&to) {
+                        self.files.insert(from, file);
+                    }
+                    self.files.extend(replaced.map(|file| (to, file)));
+                }
+            }
+        }
+        self.name_changes.clear();
+        self.faults.power_fails_after = None;
+        self.dead = false;
+    }
+
+    fn stop(&mut self, power: bool) {
+        let luck = self.luck();
+        for PendingOp(op) in std::mem::take(&mut self.pending) {
+            match op {
+                DiskOp::Read { .. } => {}
+                DiskOp::Write { file, offset, buf, .. } => {
+                    self.apply_by_luck(&file.path(), offset, &buf, luck, power);
+                }
+                DiskOp::Create { file, size_bytes, .. } => self.create_by_luck(&file.path(), size_bytes),
+            }
+        }
+    }
+
+    /// The durable bytes of a file, for planting damage.
+    pub fn bytes_mut(&mut self, path: &str) -> Option<&mut Vec<u8>> {
+        self.files.get_mut(path).map(|file| &mut file.durable)
+    }
+
+    /// Adds a file with this content, or replaces one.
+    pub fn put(&mut self, path: &str, bytes: Vec<u8>) {
+        self.files.insert(path.to_owned(), MemFile { durable: bytes, cached: BTreeMap::new() });
+    }
+
+    /// Paths of all files.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    fn luck(&mut self) -> Luck {
+        match self.rng.below(8) {
+            0 => Luck::All,
+            1 => Luck::Nothing,
+            _ => Luck::Part,
+        }
+    }
+
+    fn write_fails(&mut self) -> bool {
+        match &mut self.faults.write_fails_after {
+            None => false,
+            Some(0) => {
+                self.faults.write_fails_after = None;
+                true
+            }
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+        }
+    }
+
+    /// Writes the sectors that luck keeps: to the medium, or to the cache before it.
+    fn apply_by_luck(&mut self, path: &str, offset: u64, bytes: &[u8], luck: Luck, to_medium: bool) {
+        let Some(file) = self.files.get_mut(path) else { return };
+        for (at, chunk) in bytes.chunks_exact(SECTOR_SIZE_BYTES).enumerate() {
+            let sector = offset as usize / SECTOR_SIZE_BYTES + at;
+            let mut content = [0; SECTOR_SIZE_BYTES];
+            content.copy_from_slice(chunk);
+            if to_medium {
+                file.cached.remove(&sector);
+                write_sector(&mut file.durable, sector, &content, luck, &mut self.rng);
+            } else if keeps(luck, &mut self.rng) {
+                file.cached.insert(sector, content);
+            }
+        }
+    }
+
+    fn create_by_luck(&mut self, path: &str, size_bytes: u64) {
+        let made_bytes = match self.rng.below(4) {
+            0 => return,
+            1 => size_bytes,
+            _ => self.rng.below(size_bytes / SECTOR_SIZE_BYTES as u64) * SECTOR_SIZE_BYTES as u64,
+        };
+        self.put(path, vec![0; made_bytes as usize]);
+    }
+
+    /// Counts a change; answers whether the power fails in the middle of it.
+    fn power_fails(&mut self) -> io::Result<bool> {
+        if self.dead {
+            return Err(power_failed());
+        }
+        match &mut self.faults.power_fails_after {
+            None => Ok(false),
+            Some(0) => {
+                self.dead = true;
+                Ok(true)
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(false)
+            }
+        }
+    }
+
+    fn existing(&mut self, path: &str) -> io::Result<&mut MemFile> {
+        self.files.get_mut(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+fn power_failed() -> io::Error {
+    io::Error::other("the power failed")
+}
+
+fn keeps(luck: Luck, rng: &mut Rng) -> bool {
+    match luck {
+        Luck::All => true,
+        Luck::Nothing => false,
+        Luck::Part => rng.one_in(2),
+    }
+}
+
+/// Writes a sector where luck keeps it; rarely only its first bytes.
+fn write_sector(
+    medium: &mut [u8],
+    sector: usize,
+    bytes: &[u8; SECTOR_SIZE_BYTES],
+    luck: Luck,
+    rng: &mut Rng,
+) {
+    if !keeps(luck, rng) {
+        return;
+    }
+    let torn = matches!(luck, Luck::Part) && rng.one_in(16);
+    let kept = if torn { rng.below(SECTOR_SIZE_BYTES as u64) as usize } else { SECTOR_SIZE_BYTES };
+    let start = sector * SECTOR_SIZE_BYTES;
+    if let Some(place) = medium.get_mut(start..start + kept) {
+        place.copy_from_slice(&bytes[..kept]);
+    }
+}
+
+impl Directory for MemDisk {
+    fn list(&mut self, dir: &str) -> io::Result<Vec<String>> {
+        let names = self.files.keys().filter_map(|path| match (dir, path.rsplit_once('/')) {
+            ("", None) => Some(path.clone()),
+            (dir, Some((parent, name))) if parent == dir => Some(name.to_owned()),
+            _ => None,
+        });
+        Ok(names.collect())
+    }
+
+    fn size(&mut self, path: &str) -> io::Result<Option<u64>> {
+        Ok(self.files.get(path).map(|file| file.durable.len() as u64))
+    }
+
+    fn read_at(&mut self, path: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        if self.dead {
+            return Err(power_failed());
+        }
+        let file = self.existing(path)?;
+        let offset = offset as usize;
+        let from = offset.min(file.durable.len());
+        let read = buf.len().min(file.durable.len() - from);
+        buf[..read].copy_from_slice(&file.durable[from..from + read]);
+        let sectors = from / SECTOR_SIZE_BYTES..(from + read) / SECTOR_SIZE_BYTES;
+        for (&sector, bytes) in file.cached.range(sectors) {
+            let at = sector * SECTOR_SIZE_BYTES - from;
+            buf[at..at + SECTOR_SIZE_BYTES].copy_from_slice(bytes);
+        }
+        Ok(read)
+    }
+
+    fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        assert!(offset.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "an unaligned direct write");
+        if self.power_fails()? {
+            let luck = self.luck();
+            self.apply_by_luck(path, offset, bytes, luck, true);
+            return Err(power_failed());
+        }
+        let file = self.existing(path)?;
+        let place = file.durable.get_mut(offset as usize..offset as usize + bytes.len());
+        place.ok_or_else(|| io::Error::other("a write past the end of the file"))?.copy_from_slice(bytes);
+        let first = offset as usize / SECTOR_SIZE_BYTES;
+        for sector in first..first + bytes.len() / SECTOR_SIZE_BYTES {
+            file.cached.remove(&sector);
+        }
+        Ok(())
+    }
+
+    fn create_zeroed(&mut self, path: &str, size_bytes: u64) -> io::Result<()> {
+        if self.faults.no_space {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if self.files.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if self.power_fails()? {
+            self.create_by_luck(path, size_bytes);
+            return Err(power_failed());
+        }
+        self.put(path, vec![0; size_bytes as usize]);
+        // The new entry is durable, and with it every change of names before it.
+        self.name_changes.clear();
+        Ok(())
+    }
+
+    fn create_dir(&mut self, _dir: &str) -> io::Result<()> {
+        if self.power_fails()? { Err(power_failed()) } else { Ok(()) }
+    }
+
+    fn remove(&mut self, path: &str) -> io::Result<()> {
+        let failing = self.power_fails()?;
+        let file = self.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        self.name_changes.push(NameChange::Removed { path: path.to_owned(), file });
+        if failing { Err(power_failed()) } else { Ok(()) }
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        let failing = self.power_fails()?;
+        let file = self.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        let replaced = self.files.insert(to.to_owned(), file);
+        self.name_changes.push(NameChange::Renamed { from: from.to_owned(), to: to.to_owned(), replaced });
+        if failing { Err(power_failed()) } else { Ok(()) }
+    }
+
+    fn sync(&mut self, path: &str) -> io::Result<()> {
+        if self.power_fails()? {
+            return Err(power_failed());
+        }
+        let file = self.existing(path)?;
+        for (sector, bytes) in std::mem::take(&mut file.cached) {
+            let start = sector * SECTOR_SIZE_BYTES;
+            file.durable[start..start + SECTOR_SIZE_BYTES].copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&mut self, _dir: &str) -> io::Result<()> {
+        if self.power_fails()? {
+            return Err(power_failed());
+        }
+        self.name_changes.clear();
+        Ok(())
+    }
+}
