@@ -20,6 +20,12 @@ pub const HEADER_SIZE_BYTES: usize = 8;
 /// Fixed part of a `Published` body.
 pub const PUBLISHED_FIXED_SIZE_BYTES: usize = 24;
 
+/// Latest moment that a record states: what 48 bits hold, as in an event's id.
+pub const WALL_MAX: WallMs = WallMs((1 << 48) - 1);
+
+/// One task's progress in a `Relocated` body.
+pub const PROGRESS_SIZE_BYTES: usize = 24;
+
 mod kind {
     pub(super) const PUBLISHED: u8 = 1;
     pub(super) const RELOCATED: u8 = 2;
@@ -200,60 +206,52 @@ impl<'a> Iterator for Records<'a> {
 fn parse_one(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
     let (&[kind, a, b0, b1, l0, l1, l2, l3], rest) = bytes.split_first_chunk::<8>()?;
     let body_len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-    if body_len % 8 != 0 {
+    if !body_len.is_multiple_of(8) {
         return None;
     }
-    let body = Reader(rest.get(..body_len)?);
-    let b = u16::from_le_bytes([b0, b1]);
-    Some((parse_body(kind, a, b, body)?, HEADER_SIZE_BYTES + body_len))
+    let mut body = Reader(rest.get(..body_len)?);
+    let record = parse_body(kind, a, u16::from_le_bytes([b0, b1]), &mut body)?;
+    body.is_padding().then_some((record, HEADER_SIZE_BYTES + body_len))
 }
 
-fn parse_body(kind: u8, a: u8, b: u16, mut body: Reader<'_>) -> Option<Record<'_>> {
-    match kind {
-        kind::PUBLISHED => {
+/// Reads a body and leaves its padding. Every byte that says nothing is zero, so that a record has one form.
+fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Record<'a>> {
+    match (kind, a, b) {
+        (kind::PUBLISHED, 0, 0) => {
             let topic = TopicId(body.u32()?);
             let count = body.u32()?;
-            let first_sequence = Sequence(body.u64()?);
-            let accepted = WallMs(body.u64()?);
-            Some(Record::Published { topic, first_sequence, count, accepted, events: body.0 })
+            let first_sequence = body.sequence()?;
+            let accepted = body.wall()?;
+            Some(Record::Published { topic, first_sequence, count, accepted, events: body.rest() })
         }
-        kind::RELOCATED => {
+        (kind::RELOCATED, 0, 0) => {
             let topic = TopicId(body.u32()?);
             let count = body.u32()?;
-            let sequence = Sequence(body.u64()?);
-            let due = WallMs(body.u64()?);
+            let sequence = body.sequence()?;
+            let due = body.wall()?;
             let progress = (0..count).map(|_| body.progress()).collect::<Option<_>>()?;
-            Some(Record::Relocated { topic, sequence, due, progress, event: body.0 })
+            Some(Record::Relocated { topic, sequence, due, progress, event: body.rest() })
         }
-        kind::COMPLETED => {
-            let outcome = Outcome::from_code(a)?;
+        (kind::COMPLETED, outcome, 0 | 1) => {
+            let outcome = Outcome::from_code(outcome)?;
             let subscription = SubscriptionId(body.u32()?);
             let count = body.u32()? as usize;
-            let base = body.u64()?;
-            let offsets = body.0.get(..count.checked_mul(4)?)?;
-            Some(Record::Completed {
-                subscription,
-                outcome,
-                last: b & 1 != 0,
-                sequences: Sequences { base, offsets },
-            })
+            let base = body.sequence()?.0;
+            let offsets = body.bytes(count.checked_mul(4)?)?;
+            let sequences = Sequences { base, offsets };
+            Some(Record::Completed { subscription, outcome, last: b == 1, sequences })
         }
-        kind::ATTEMPT_FAILED => {
+        (kind::ATTEMPT_FAILED, 0, attempt) => {
             let subscription = SubscriptionId(body.u32()?);
             let excused = u16::from_le_bytes(body.take()?);
-            let _padding: [u8; 2] = body.take()?;
-            let sequence = Sequence(body.u64()?);
-            Some(Record::AttemptFailed {
-                subscription,
-                sequence,
-                attempt: b,
-                excused,
-                next_due: WallMs(body.u64()?),
-            })
+            body.zeros::<2>()?;
+            let sequence = body.sequence()?;
+            let next_due = body.wall()?;
+            Some(Record::AttemptFailed { subscription, sequence, attempt, excused, next_due })
         }
-        kind::TOPIC => {
+        (kind::TOPIC, 0, 0) => {
             let id = TopicId(body.u32()?);
-            let _padding = body.u32()?;
+            body.zeros::<4>()?;
             let version = body.u64()?;
             let settings = TopicSettings {
                 name: body.text()?,
@@ -263,7 +261,7 @@ fn parse_body(kind: u8, a: u8, b: u16, mut body: Reader<'_>) -> Option<Record<'_
             };
             Some(Record::Topic { id, version, settings })
         }
-        kind::SUBSCRIPTION => {
+        (kind::SUBSCRIPTION, 0, 0) => {
             let id = SubscriptionId(body.u32()?);
             let topic = TopicId(body.u32()?);
             let version = body.u64()?;
@@ -280,7 +278,7 @@ fn parse_body(kind: u8, a: u8, b: u16, mut body: Reader<'_>) -> Option<Record<'_
             };
             Some(Record::Subscription { id, version, topic, settings })
         }
-        kind::MARK => Some(Record::Mark { next_sequence: Sequence(body.u64()?) }),
+        (kind::MARK, 0, 0) => Some(Record::Mark { next_sequence: body.sequence()? }),
         _ => None,
     }
 }
@@ -302,11 +300,36 @@ impl<'a> Reader<'a> {
         self.take().map(u64::from_le_bytes)
     }
 
+    fn sequence(&mut self) -> Option<Sequence> {
+        self.u64().map(Sequence).filter(|sequence| *sequence <= Sequence::MAX)
+    }
+
+    /// A moment that an event's id could carry.
+    fn wall(&mut self) -> Option<WallMs> {
+        self.u64().map(WallMs).filter(|wall| *wall <= WALL_MAX)
+    }
+
+    fn zeros<const N: usize>(&mut self) -> Option<()> {
+        (self.take::<N>()? == [0; N]).then_some(())
+    }
+
+    fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    fn is_padding(&self) -> bool {
+        self.0.len() < 8 && self.0.iter().all(|byte| *byte == 0)
+    }
+
     fn text(&mut self) -> Option<String> {
         let len = usize::from(u16::from_le_bytes(self.take()?));
-        let (text, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        String::from_utf8(text.to_vec()).ok()
+        String::from_utf8(self.bytes(len)?.to_vec()).ok()
     }
 
     fn progress(&mut self) -> Option<TaskProgress> {
@@ -314,8 +337,12 @@ impl<'a> Reader<'a> {
             subscription: SubscriptionId(self.u32()?),
             attempt: u16::from_le_bytes(self.take()?),
             excused: u16::from_le_bytes(self.take()?),
-            done: self.u64()? != 0,
-            next_due: WallMs(self.u64()?),
+            done: match self.u64()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            next_due: self.wall()?,
         })
     }
 }
@@ -323,11 +350,11 @@ impl<'a> Reader<'a> {
 /// The events of a `Published` record, with their sequences and effective due times.
 ///
 /// Ends early where the bytes are not events; the door verified them, so a short count is a mistake of ours.
-pub fn published_events<'a>(
+pub fn published_events(
     first_sequence: Sequence,
     accepted: WallMs,
-    mut events: &'a [u8],
-) -> impl Iterator<Item = (Sequence, WallMs, &'a [u8])> {
+    mut events: &[u8],
+) -> impl Iterator<Item = (Sequence, WallMs, &[u8])> {
     let mut sequence = first_sequence.0;
     std::iter::from_fn(move || {
         let len = padded_len(stated_len(events)?);
@@ -341,10 +368,18 @@ pub fn published_events<'a>(
 }
 
 /// When an event accepted at `accepted` becomes due: its due time, or at once where that has passed.
+///
+/// How far ahead that may lie is for the door to say, and not asked again: the door's clock may be a moment
+/// ahead of `accepted`, and what a log holds must be readable whatever that difference was. `None` where the
+/// bytes are no event.
 #[must_use]
 pub fn effective_due(event: &[u8], accepted: WallMs) -> Option<WallMs> {
-    let due = EventView::trusted(event)?.schedule_time(accepted).ok()?;
-    Some(due.max(accepted))
+    let view = EventView::trusted(event)?;
+    let due = match view.stated_time() {
+        Some(at) => at,
+        None => view.schedule_time(accepted).ok()?,
+    };
+    Some(due.clamp(accepted, WALL_MAX.max(accepted)))
 }
 
 /// Appends records to a block's bytes.

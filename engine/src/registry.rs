@@ -19,8 +19,8 @@ pub struct Topic {
     pub settings: TopicSettings,
     /// Block that holds its record.
     pub block: u64,
-    /// Its subscriptions, in the order of their creation.
-    pub subscriptions: SmallVec<[SubscriptionId; 4]>,
+    /// Its subscriptions in the order of their creation, each with the shard whose router decides for it.
+    pub subscriptions: SmallVec<[(SubscriptionId, ShardId); 4]>,
 }
 
 /// A subscription.
@@ -39,16 +39,34 @@ pub struct Subscription {
 }
 
 /// The control objects, versioned as a whole: each change makes the next version.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Registry {
+    shard_count: u16,
     version: u64,
     topics: HashMap<TopicId, Topic>,
     topic_names: HashMap<String, TopicId>,
     subscriptions: HashMap<SubscriptionId, Subscription>,
     subscription_names: HashMap<String, SubscriptionId>,
+    /// Subscriptions whose topic has not come yet: the log's oldest blocks, which held it, may have been freed
+    /// between the topic's second copy and theirs.
+    orphans: Vec<SubscriptionId>,
 }
 
 impl Registry {
+    /// Without objects, for a node of so many shards.
+    #[must_use]
+    pub fn new(shard_count: u16) -> Self {
+        Registry {
+            shard_count,
+            version: 0,
+            topics: HashMap::new(),
+            topic_names: HashMap::new(),
+            subscriptions: HashMap::new(),
+            subscription_names: HashMap::new(),
+            orphans: Vec::new(),
+        }
+    }
+
     /// Version of the newest change.
     #[must_use]
     pub fn version(&self) -> u64 {
@@ -108,14 +126,13 @@ impl Registry {
     }
 
     fn put_topic(&mut self, id: TopicId, version: u64, block: u64, settings: TopicSettings) {
-        let subscriptions = match self.topics.get(&id) {
-            Some(held) if held.version > version => return,
-            Some(held) => held.subscriptions.clone(),
-            None => SmallVec::new(),
-        };
         self.version = self.version.max(version);
         self.topic_names.insert(settings.name.clone(), id);
+        let subscriptions = self.topics.remove(&id).map(|held| held.subscriptions).unwrap_or_default();
         self.topics.insert(id, Topic { id, version, block, settings, subscriptions });
+        for orphan in std::mem::take(&mut self.orphans) {
+            self.link(orphan);
+        }
     }
 
     fn put_subscription(
@@ -126,32 +143,47 @@ impl Registry {
         topic: TopicId,
         settings: SubscriptionSettings,
     ) {
-        if self.subscriptions.get(&id).is_some_and(|held| held.version > version) {
-            return;
-        }
         self.version = self.version.max(version);
         self.subscription_names.insert(settings.name.clone(), id);
         self.subscriptions.insert(id, Subscription { id, version, block, topic, settings });
-        if let Some(topic) = self.topics.get_mut(&topic)
-            && !topic.subscriptions.contains(&id)
-        {
-            topic.subscriptions.push(id);
-            topic.subscriptions.sort_unstable();
+        self.link(id);
+    }
+
+    /// Enters a subscription at its topic.
+    fn link(&mut self, id: SubscriptionId) {
+        let topic = self.subscriptions.get(&id).and_then(|held| self.topics.get_mut(&held.topic));
+        match topic {
+            None => self.orphans.push(id),
+            Some(topic) => {
+                if let Err(at) = topic.subscriptions.binary_search_by_key(&id, |held| held.0) {
+                    topic.subscriptions.insert(at, (id, owner_of(id, self.shard_count)));
+                }
+            }
         }
     }
 
-    /// Takes in a control record from block `block`; `false` for any other record.
+    /// Takes in a control record from block `block`; any other record changes nothing.
     ///
-    /// An older version than what is held changes nothing.
+    /// True where it states a version of its object that was not held: another copy of what is held only
+    /// changes which block holds it, and an older version nothing.
     pub fn put(&mut self, record: &Record<'_>, block: u64) -> bool {
         match record {
-            Record::Topic { id, version, settings } => self.put_topic(*id, *version, block, settings.clone()),
-            Record::Subscription { id, version, topic, settings } => {
-                self.put_subscription(*id, *version, block, *topic, settings.clone());
+            Record::Topic { id, version, settings } => {
+                let held = self.topics.get(id).map(|topic| topic.version);
+                if held <= Some(*version) {
+                    self.put_topic(*id, *version, block, settings.clone());
+                }
+                held < Some(*version)
             }
-            _ => return false,
+            Record::Subscription { id, version, topic, settings } => {
+                let held = self.subscriptions.get(id).map(|subscription| subscription.version);
+                if held <= Some(*version) {
+                    self.put_subscription(*id, *version, block, *topic, settings.clone());
+                }
+                held < Some(*version)
+            }
+            _ => false,
         }
-        true
     }
 
     /// The oldest block that holds the record of a present object.

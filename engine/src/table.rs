@@ -57,12 +57,6 @@ impl EventTable {
         self.len
     }
 
-    /// Whether none is.
-    #[must_use]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Bytes held.
     #[must_use]
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -193,7 +187,7 @@ mod tests {
             assert_eq!(table.get(*sequence), model.get(sequence));
             table.remove(*sequence);
         }
-        assert!(table.is_empty());
+        assert_eq!(table.len(), 0);
         assert_eq!(table.page_count, 0);
     }
 }

@@ -1,13 +1,14 @@
 //! The only code that changes durable state.
 
-use escapement_protocol::{Outcome, Sequence, TopicId, WallMs};
+use smallvec::SmallVec;
 
-use super::{Durable, Shard};
+use escapement_protocol::{Outcome, Sequence, ShardId, SubscriptionId, TopicId, WallMs};
+
+use super::{Shard, owner_of};
 use crate::effects::{Effects, Message};
 use crate::record::{Record, RecordError, TaskProgress, published_events, records};
 use crate::table::Entry;
 use crate::wheel::Tick;
-use escapement_protocol::ShardId;
 
 impl Shard {
     /// Applies the records of a block that is durable. Live, `out` takes what follows for other shards; in
@@ -35,19 +36,14 @@ impl Shard {
                 for sequence in sequences.iter() {
                     if last {
                         self.apply_end(sequence, outcome);
-                    } else if self.durable.table.get(sequence).is_some() {
-                        let task = self.durable.progress_of(sequence, subscription);
-                        task.done = true;
+                    } else {
+                        self.apply_progress(Progressed { sequence, subscription, change: Change::Done });
                     }
                 }
             }
             Record::AttemptFailed { subscription, sequence, attempt, excused, next_due } => {
-                if self.durable.table.get(sequence).is_some() {
-                    let task = self.durable.progress_of(sequence, subscription);
-                    task.attempt = attempt;
-                    task.excused = excused;
-                    task.next_due = next_due;
-                }
+                let change = Change::Failed { attempt, excused, next_due };
+                self.apply_progress(Progressed { sequence, subscription, change });
             }
             Record::Mark { next_sequence } => {
                 self.durable.next_sequence = self.durable.next_sequence.max(next_sequence.0);
@@ -101,7 +97,8 @@ impl Shard {
         if let Some(entry) = self.durable.table.get_mut(sequence) {
             let before = std::mem::replace(&mut entry.block, block as u32);
             self.durable.ledger.gone(before);
-        } else if self.recovering {
+        } else {
+            assert!(self.recovering, "{sequence:?} was appended again after its end");
             // Its first copy has been trimmed.
             let location = self.durable.payloads.insert(sequence, event);
             self.durable.table.insert(sequence, Entry { due, location, topic, block: block as u32 });
@@ -109,11 +106,19 @@ impl Shard {
                 self.durable.progress.insert(sequence, progress.into());
             }
             self.durable.next_sequence = self.durable.next_sequence.max(sequence.0 + 1);
-        } else {
-            // It ended between its second copy's way to the disk and now.
-            return;
         }
         self.durable.ledger.relocated(block, sequence);
+    }
+
+    fn apply_progress(&mut self, progressed: Progressed) {
+        if !self.recovering {
+            let logged = self.volatile.progressed.pop_front();
+            assert_eq!(logged, Some(progressed), "tasks progress in the order of the log");
+        }
+        // What ended before, or was trimmed and comes again with its progress, needs none.
+        if self.durable.table.get(progressed.sequence).is_some() {
+            progressed.apply_to(self.durable.progress.entry(progressed.sequence).or_default());
+        }
     }
 
     fn apply_end(&mut self, sequence: Sequence, outcome: Outcome) {
@@ -133,14 +138,16 @@ impl Shard {
     }
 
     fn apply_control(&mut self, block: u64, record: &Record<'_>, out: &mut Effects) {
-        self.durable.registry.put(record, block);
-        if self.recovering {
+        let is_new = self.durable.registry.put(record, block);
+        // Appended again, so that an older block can go: everybody has it.
+        if self.recovering || !is_new {
             return;
         }
         if let Record::Subscription { id, settings, .. } = record
-            && self.owns(*id)
+            && owner_of(*id, self.config.shard_count) == self.config.shard
         {
             self.router.upsert(self.volatile.now.mono, *id, settings);
+            self.take_early(*id, out);
         }
         let version = match record {
             Record::Topic { version, .. } | Record::Subscription { version, .. } => *version,
@@ -154,23 +161,36 @@ impl Shard {
     }
 }
 
-impl Durable {
-    fn progress_of(
-        &mut self,
-        sequence: Sequence,
-        subscription: escapement_protocol::SubscriptionId,
-    ) -> &mut TaskProgress {
-        let tasks = self.progress.entry(sequence).or_default();
+/// What a record says of one task of a pending event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Progressed {
+    pub(super) sequence: Sequence,
+    pub(super) subscription: SubscriptionId,
+    pub(super) change: Change,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It ended, and others of its event have not.
+    Done,
+    /// An attempt failed.
+    Failed { attempt: u16, excused: u16, next_due: WallMs },
+}
+
+impl Progressed {
+    /// Changes its task among those of its event.
+    pub(super) fn apply_to(self, tasks: &mut SmallVec<[TaskProgress; 1]>) {
+        let subscription = self.subscription;
         let at = tasks.iter().position(|task| task.subscription == subscription).unwrap_or_else(|| {
-            tasks.push(TaskProgress {
-                subscription,
-                done: false,
-                attempt: 0,
-                excused: 0,
-                next_due: WallMs(0),
-            });
+            let next_due = WallMs(0);
+            tasks.push(TaskProgress { subscription, done: false, attempt: 0, excused: 0, next_due });
             tasks.len() - 1
         });
-        &mut tasks[at]
+        match self.change {
+            Change::Done => tasks[at].done = true,
+            Change::Failed { attempt, excused, next_due } => {
+                tasks[at] = TaskProgress { attempt, excused, next_due, ..tasks[at] };
+            }
+        }
     }
 }

@@ -13,17 +13,31 @@ struct Change {
     version: u64,
     tickets: Vec<Ticket>,
     body: ReplyBody,
-    /// Shards whose logs do not hold it durably yet, this one included.
-    missing: u32,
+    /// Serving shards whose logs do not hold it durably yet, this one included.
+    missing: Vec<ShardId>,
 }
 
 /// Changes on their way, in the order of their versions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pending {
     changes: Vec<Change>,
+    /// Shards whose copies a change waits for.
+    serving: Vec<ShardId>,
+}
+
+impl Pending {
+    pub(super) fn new(shard_count: u16) -> Self {
+        Pending { changes: Vec::new(), serving: (0..shard_count).map(ShardId).collect() }
+    }
 }
 
 impl Shard {
+    /// Says which shards serve, where not all do: a change waits for no others, as they catch up before they
+    /// serve. Call before the first step.
+    pub fn set_serving(&mut self, serving: impl IntoIterator<Item = ShardId>) {
+        self.volatile.control.serving = serving.into_iter().collect();
+    }
+
     pub(super) fn admin(&mut self, ticket: Ticket, request: AdminRequest, out: &mut Effects) {
         assert_eq!(self.config.shard, ShardId(0), "control objects are decided by shard 0");
         match request {
@@ -106,16 +120,18 @@ impl Shard {
     }
 
     fn await_all(&mut self, ticket: Ticket, version: u64, body: ReplyBody) {
-        let missing = u32::from(self.config.shard_count);
+        let missing = self.volatile.control.serving.clone();
         self.volatile.control.changes.push(Change { version, tickets: vec![ticket], body, missing });
     }
 
     /// Shard 0's copy is durable: the others get theirs.
     pub(super) fn replicate_control(&mut self, record: &Record<'_>, version: u64, out: &mut Effects) {
-        for shard in 1..self.config.shard_count {
-            let mut bytes = Vec::new();
-            write_control(record, &mut bytes);
-            out.forwards.push((ShardId(shard), Message::Control { record: bytes }));
+        for shard in &self.volatile.control.serving {
+            if *shard != self.config.shard {
+                let mut bytes = Vec::new();
+                write_control(record, &mut bytes);
+                out.forwards.push((*shard, Message::Control { record: bytes }));
+            }
         }
         self.control_durable(ShardId(0), version, out);
     }
@@ -145,12 +161,12 @@ impl Shard {
         bytes
     }
 
-    pub(super) fn control_durable(&mut self, _shard: ShardId, version: u64, out: &mut Effects) {
+    pub(super) fn control_durable(&mut self, shard: ShardId, version: u64, out: &mut Effects) {
         let changes = &mut self.volatile.control.changes;
         // A copy that a start caught up with has nobody waiting for it.
         let Some(at) = changes.iter().position(|change| change.version == version) else { return };
-        changes[at].missing -= 1;
-        if changes[at].missing == 0 {
+        changes[at].missing.retain(|other| *other != shard);
+        if changes[at].missing.is_empty() {
             let change = changes.remove(at);
             for ticket in change.tickets {
                 out.reply(ticket, change.body.clone());
@@ -172,7 +188,7 @@ fn write_control(record: &Record<'_>, bytes: &mut Vec<u8>) {
     match record {
         Record::Topic { id, version, settings } => writer.topic(*id, *version, settings),
         Record::Subscription { id, version, topic, settings } => {
-            writer.subscription(*id, *version, *topic, settings)
+            writer.subscription(*id, *version, *topic, settings);
         }
         _ => unreachable!("callers pass control records"),
     }

@@ -1,12 +1,13 @@
 //! What happens at an event's due time: matching, routing, pushing, ending.
 
-use escapement_protocol::event::{FLAG_ORDERING_KEY, stated_len};
+use escapement_protocol::event::FLAG_ORDERING_KEY;
 use escapement_protocol::{EventView, MonoNs, Now, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 use escapement_router::{Decision, TaskRef};
 
-use super::{Ended, Shard, owner_of};
+use super::apply::{Change, Progressed};
+use super::{Ended, Shard};
 use crate::effects::{Effects, Message, Push};
-use crate::record::TaskProgress;
+use crate::record::{TaskProgress, WALL_MAX};
 use crate::wheel::Tick;
 
 /// Most sequences of one `Completed` record.
@@ -42,54 +43,48 @@ impl Shard {
 
     /// Turns one due event into its tasks.
     fn expand(&mut self, sequence: Sequence, out: &mut Effects) {
-        let Some(entry) = self.durable.table.get(sequence) else { return };
-        assert!(entry.due <= self.volatile.now.wall, "never early: {sequence:?} is due at {}", entry.due);
-        if !self.volatile.fenced.is_empty() && self.volatile.fenced.contains(&sequence) {
+        let Shard { durable, volatile, router, config, .. } = self;
+        let Some(entry) = durable.table.get(sequence) else { return };
+        let now = volatile.now;
+        assert!(entry.due <= now.wall, "never early: {sequence:?} is due at {}", entry.due);
+        if !volatile.fenced.is_empty() && volatile.fenced.contains(&sequence) {
             return;
         }
-        let event = self.durable.payloads.event(entry.location);
-        let task = task_ref(self.config.shard, sequence, entry.due, entry.topic, event);
-        let topic = self.durable.registry.topic(task.topic);
-        let subscriptions = topic.map(|topic| topic.subscriptions.clone()).unwrap_or_default();
-        let progress =
-            if self.durable.progress.is_empty() { None } else { self.durable.progress.get(&sequence) };
+        let event = durable.payloads.event(entry.location);
+        let task = task_ref(config.shard, sequence, entry.due, entry.topic, event);
+        let subscriptions = durable.registry.topic(task.topic).map_or(&[][..], |topic| &topic.subscriptions);
+        let progress = if durable.progress.is_empty() { None } else { durable.progress.get(&sequence) };
         let progress: &[TaskProgress] = progress.map_or(&[], |tasks| tasks.as_slice());
         let of = |id: SubscriptionId| progress.iter().find(|task| task.subscription == id);
-        let open = || subscriptions.iter().filter(|id| !of(**id).is_some_and(|task| task.done));
-        let count = open().count();
+        let open = || subscriptions.iter().filter(|(id, _)| !of(*id).is_some_and(|task| task.done));
+        let count = if progress.is_empty() { subscriptions.len() } else { open().count() };
         if count == 0 {
             // Where some tasks had ended before a restart and none is left, the event has simply ended.
             let ended = if progress.is_empty() { Outcome::Unmatched } else { Outcome::Succeeded };
             return self.end_task(SubscriptionId(0), sequence, ended);
         }
         if count > 1 {
-            self.volatile.fanout.insert(sequence, count as u32);
+            volatile.fanout.insert(sequence, count as u32);
         }
-        let offers: smallvec::SmallVec<[(SubscriptionId, TaskRef, WallMs); 4]> = open()
-            .map(|id| match of(*id) {
+        for (id, owner) in open() {
+            let (task, next_due) = match of(*id) {
                 Some(past) => {
-                    (*id, TaskRef { attempt: past.attempt, excused: past.excused, ..task }, past.next_due)
+                    (TaskRef { attempt: past.attempt, excused: past.excused, ..task }, past.next_due)
                 }
-                None => (*id, task, WallMs(0)),
-            })
-            .collect();
-        for (id, task, next_due) in offers {
-            if self.owns(id) {
-                self.offer(id, task, next_due);
+                None => (task, WallMs(0)),
+            };
+            if *owner == config.shard {
+                router.offer(now.mono, *id, not_before(now, task, next_due));
             } else {
-                let to = owner_of(id, self.config.shard_count);
-                out.forwards.push((to, Message::Offer { subscription: id, task, next_due }));
+                out.forwards.push((*owner, Message::Offer { subscription: *id, task, next_due }));
             }
         }
     }
 
-    /// Takes a due task into this shard's router.
-    pub(super) fn offer(&mut self, subscription: SubscriptionId, mut task: TaskRef, next_due: WallMs) {
+    /// Takes a due task of another shard into this shard's router.
+    pub(super) fn offer(&mut self, subscription: SubscriptionId, task: TaskRef, next_due: WallMs) {
         let now = self.volatile.now;
-        if next_due > now.wall {
-            task.not_before = now.mono.plus_ms(next_due.0 - now.wall.0);
-        }
-        self.router.offer(now.mono, subscription, task);
+        self.router.offer(now.mono, subscription, not_before(now, task, next_due));
     }
 
     /// Lets the router pick, and carries out or forwards what it decides.
@@ -119,16 +114,10 @@ impl Shard {
                 }
                 Decision::AttemptFailed { subscription, task, attempt, next_due } => {
                     let next_due = wall_of(now, next_due);
+                    let TaskRef { sequence, excused, .. } = task;
                     if task.shard == self.config.shard {
-                        out.log().attempt_failed(
-                            subscription,
-                            task.sequence,
-                            attempt,
-                            task.excused,
-                            next_due,
-                        );
+                        self.log_attempt_failed(subscription, sequence, attempt, excused, next_due, out);
                     } else {
-                        let TaskRef { sequence, excused, .. } = task;
                         let message =
                             Message::AttemptFailed { subscription, sequence, attempt, excused, next_due };
                         out.forwards.push((task.shard, message));
@@ -167,12 +156,11 @@ impl Shard {
             return;
         }
         let mut ended = std::mem::take(&mut self.volatile.ended);
+        let mut sequences = std::mem::take(&mut self.volatile.sequences);
         let group = |e: &Ended| (e.subscription, e.outcome as u8, e.last);
         if ended.windows(2).any(|pair| group(&pair[0]) != group(&pair[1])) {
-            // Stable, so that within a group the order of ending remains.
-            ended.sort_by_key(group);
+            ended.sort_unstable_by_key(|e| (group(e), e.sequence));
         }
-        let mut sequences = Vec::with_capacity(ended.len().min(COMPLETED_COUNT_MAX));
         for same in ended.chunk_by(|a, b| group(a) == group(b)) {
             let Ended { subscription, outcome, last, .. } = same[0];
             // Half a block, so that records pack well.
@@ -183,17 +171,42 @@ impl Shard {
                 out.log().completed(subscription, outcome, last, &sequences);
                 if last {
                     self.volatile.ending.extend(&sequences);
+                } else {
+                    let done = |sequence| Progressed { sequence, subscription, change: Change::Done };
+                    self.volatile.progressed.extend(sequences.iter().copied().map(done));
                 }
             }
         }
         ended.clear();
         self.volatile.ended = ended;
+        self.volatile.sequences = sequences;
     }
+
+    pub(super) fn log_attempt_failed(
+        &mut self,
+        subscription: SubscriptionId,
+        sequence: Sequence,
+        attempt: u16,
+        excused: u16,
+        next_due: WallMs,
+        out: &mut Effects,
+    ) {
+        out.log().attempt_failed(subscription, sequence, attempt, excused, next_due);
+        let change = Change::Failed { attempt, excused, next_due };
+        self.volatile.progressed.push_back(Progressed { sequence, subscription, change });
+    }
+}
+
+fn not_before(now: Now, task: TaskRef, next_due: WallMs) -> TaskRef {
+    if next_due <= now.wall {
+        return task;
+    }
+    TaskRef { not_before: now.mono.plus_ms(next_due.0 - now.wall.0), ..task }
 }
 
 fn wall_of(now: Now, at: MonoNs) -> WallMs {
     // Rounded up: a retry, too, is never early.
-    now.wall.plus_ms(at.since(now.mono).div_ceil(1_000_000))
+    now.wall.plus_ms(at.since(now.mono).div_ceil(1_000_000)).min(WALL_MAX)
 }
 
 fn task_ref(
@@ -203,7 +216,7 @@ fn task_ref(
     topic: TopicId,
     event: &[u8],
 ) -> TaskRef {
-    let size_bytes = stated_len(event).unwrap_or(0) as u32;
+    let size_bytes = event.len() as u32;
     let keyed = event.get(5).is_some_and(|flags| flags & FLAG_ORDERING_KEY != 0);
     let key = if keyed {
         let view = EventView::trusted(event);

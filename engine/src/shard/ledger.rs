@@ -14,6 +14,14 @@ struct BlockUse {
     relocated: Vec<Sequence>,
 }
 
+/// A place among what blocks hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) block: u64,
+    /// Of the event among those of the block.
+    pub(super) index: usize,
+}
+
 /// Live events by block.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
@@ -86,17 +94,16 @@ impl Ledger {
         self.first
     }
 
-    /// Sequences that may be live in blocks up to `upto`, oldest block first, each with its block.
-    pub(super) fn candidates(&self, from: u64, upto: u64) -> impl Iterator<Item = (u64, Sequence)> {
-        let skip = from.saturating_sub(self.first) as usize;
+    /// Sequences that may be live in blocks up to `upto`, oldest block first, each with its place.
+    pub(super) fn candidates(&self, from: Place, upto: u64) -> impl Iterator<Item = (Place, Sequence)> {
+        let skip = from.block.saturating_sub(self.first) as usize;
         let blocks = self.blocks.iter().enumerate().skip(skip).map(|(i, b)| (self.first + i as u64, b));
         blocks.take_while(move |(block, _)| *block <= upto).filter(|(_, b)| b.live > 0).flat_map(
-            |(block, b)| {
-                let published = b.first_sequence..b.first_sequence + u64::from(b.published);
-                published
-                    .map(Sequence)
-                    .chain(b.relocated.iter().copied())
-                    .map(move |sequence| (block, sequence))
+            move |(block, b)| {
+                let published = (b.first_sequence..).take(b.published as usize).map(Sequence);
+                let all = published.chain(b.relocated.iter().copied()).enumerate();
+                let skip = if block == from.block { from.index } else { 0 };
+                all.skip(skip).map(move |(index, sequence)| (Place { block, index }, sequence))
             },
         )
     }

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use escapement_protocol::frame::{Items, ResultItem};
 use escapement_protocol::{Epoch, MonoNs, Now, Outcome, Sequence, ShardId, SubscriptionId, WallMs};
-use escapement_router::{Decision, Router, SessionId};
+use escapement_router::{Credit, Decision, Router, SessionId};
 
 use crate::effects::{Effects, Input, Message, Ticket};
 use crate::payload::PayloadStore;
@@ -22,7 +22,8 @@ use crate::record::TaskProgress;
 use crate::registry::{Registry, owner_of};
 use crate::table::EventTable;
 use crate::wheel::{Tick, Wheel};
-use ledger::Ledger;
+use apply::Progressed;
+use ledger::{Ledger, Place};
 
 /// What a shard is given at start.
 #[derive(Clone, Debug)]
@@ -102,17 +103,23 @@ struct Volatile {
     ended: Vec<Ended>,
     /// Events whose end is logged and not yet applied, in the order of the log.
     ending: VecDeque<Sequence>,
+    /// What is logged of tasks and not yet applied, in the order of the log.
+    progressed: VecDeque<Progressed>,
+    /// For subscriptions of this shard whose records are still on their way here.
+    early: Vec<Message>,
     /// Bytes of accepted events that are not yet applied.
     accepted_bytes: usize,
     admission: publish::Admission,
     control: control::Pending,
-    /// Next block whose live events have not been appended again.
-    relocated_upto: u64,
+    /// What comes next of what is to be appended again.
+    relocated_upto: Place,
     /// Whether the registry and the mark were appended again and are not yet applied.
     relocating_registry: bool,
     stats: ShardStats,
+    // Scratch, kept for its memory.
     due: Vec<u64>,
     decisions: Vec<Decision>,
+    sequences: Vec<Sequence>,
 }
 
 /// A shard. See the crate's documentation.
@@ -127,12 +134,20 @@ pub struct Shard {
 
 impl Shard {
     /// An empty shard that expects [`Shard::apply_block`] for every recovered block, then [`Shard::recovered`].
+    ///
+    /// # Panics
+    /// If blocks are too small to hold an event's records.
     #[must_use]
     pub fn new(config: ShardConfig) -> Self {
+        assert!(
+            config.block_size_bytes_max >= publish::BLOCK_SIZE_BYTES_MIN,
+            "a block takes at least {} bytes of records",
+            publish::BLOCK_SIZE_BYTES_MIN
+        );
         let router = Router::new(Epoch(0), config.seed);
         Shard {
             durable: Durable {
-                registry: Registry::default(),
+                registry: Registry::new(config.shard_count),
                 table: EventTable::default(),
                 payloads: PayloadStore::default(),
                 progress: HashMap::new(),
@@ -151,14 +166,17 @@ impl Shard {
                 fanout: HashMap::new(),
                 ended: Vec::new(),
                 ending: VecDeque::new(),
+                progressed: VecDeque::new(),
+                early: Vec::new(),
                 accepted_bytes: 0,
                 admission: publish::Admission::new(config.admission_per_s),
-                control: control::Pending::default(),
-                relocated_upto: 0,
+                control: control::Pending::new(config.shard_count),
+                relocated_upto: Place::default(),
                 relocating_registry: false,
                 stats: ShardStats::default(),
                 due: Vec::new(),
                 decisions: Vec::new(),
+                sequences: Vec::new(),
             },
             router,
             config,
@@ -177,6 +195,7 @@ impl Shard {
         self.router = Router::new(epoch, self.config.seed);
         self.volatile.now = now;
         self.volatile.next_sequence = self.durable.next_sequence;
+        self.volatile.admission.start(now.mono);
         self.volatile.wheel = Wheel::new(Tick(now.wall.0.saturating_sub(1)));
         let mut overdue = Vec::new();
         for (sequence, entry) in self.durable.table.iter() {
@@ -203,7 +222,7 @@ impl Shard {
         self.advance_clock(now);
         match input {
             Input::Publish { ticket, topic, count, events } => {
-                self.publish(ticket, topic, count, events, out)
+                self.publish(ticket, topic, count, events, out);
             }
             Input::Cancel { ticket, event } => self.cancel(ticket, event, out),
             Input::Admin { ticket, request } => self.admin(ticket, request, out),
@@ -236,8 +255,16 @@ impl Shard {
             } else {
                 self.volatile.wheel.next_due().map(|tick| WallMs(tick.0))
             },
-            mono: self.router.next_deadline(),
+            // What ended after the turn's maintenance still wants to be logged.
+            mono: if self.is_logged() { self.router.next_deadline() } else { Some(self.volatile.now.mono) },
         }
+    }
+
+    /// Whether everything that was decided has its record. What messages end between one maintenance and
+    /// the next has none yet.
+    #[must_use]
+    pub fn is_logged(&self) -> bool {
+        self.volatile.ended.is_empty()
     }
 
     /// Topics and subscriptions, as far as they are durable here.
@@ -304,25 +331,50 @@ impl Shard {
     fn message(&mut self, message: Message, out: &mut Effects) {
         let now = self.volatile.now;
         match message {
+            Message::Offer { subscription, .. } | Message::Attach { subscription, .. }
+                if self.durable.registry.subscription(subscription).is_none() =>
+            {
+                self.volatile.early.push(message);
+            }
             Message::Offer { subscription, task, next_due } => self.offer(subscription, task, next_due),
             Message::Dispatch(push) => self.push(push, out),
             Message::TaskDone { subscription, sequence, outcome } => {
-                self.end_task(subscription, sequence, outcome)
+                self.end_task(subscription, sequence, outcome);
             }
             Message::AttemptFailed { subscription, sequence, attempt, excused, next_due } => {
-                out.log().attempt_failed(subscription, sequence, attempt, excused, next_due);
+                self.log_attempt_failed(subscription, sequence, attempt, excused, next_due, out);
             }
             Message::Attach { subscription, session, host, credit, running } => {
-                // The door resolved the name a moment ago and subscriptions are never deleted.
+                // Known here, as subscriptions are never deleted.
                 let _ = self.router.attach_host(now.mono, subscription, session, host, credit, &running);
             }
-            Message::Credit { session, credit } => {
-                self.router.set_credit(session, credit);
+            Message::Credit { session, credit: now } => {
+                match self.volatile.early.iter_mut().find_map(|early| early_credit(early, session)) {
+                    Some(credit) => *credit = now,
+                    None => drop(self.router.set_credit(session, now)),
+                }
             }
-            Message::Detach { session, how } => self.router.detach(now.mono, session, how),
+            Message::Detach { session, how } => {
+                self.volatile.early.retain_mut(|early| early_credit(early, session).is_none());
+                self.router.detach(now.mono, session, how);
+            }
             Message::Results { session, results } => self.results(session, Items::from(results.as_slice())),
             Message::Control { record } => self.control(&record, out),
             Message::ControlDurable { shard, version } => self.control_durable(shard, version, out),
+        }
+    }
+
+    /// A subscription of this shard has come: what came for it before is taken now.
+    fn take_early(&mut self, subscription: SubscriptionId, out: &mut Effects) {
+        for early in std::mem::take(&mut self.volatile.early) {
+            match early {
+                Message::Offer { subscription: of, .. } | Message::Attach { subscription: of, .. }
+                    if of == subscription =>
+                {
+                    self.message(early, out);
+                }
+                _ => self.volatile.early.push(early),
+            }
         }
     }
 
@@ -398,14 +450,18 @@ impl Shard {
         hasher.digest()
     }
 
-    fn owns(&self, subscription: SubscriptionId) -> bool {
-        self.config.shard_count == 1 || owner_of(subscription, self.config.shard_count) == self.config.shard
-    }
-
     /// The router's view of the subscriptions that this shard owns.
     #[must_use]
     pub fn router(&self) -> &Router {
         &self.router
+    }
+}
+
+/// The credit of a session whose subscription is still on its way here.
+fn early_credit(early: &mut Message, of: SessionId) -> Option<&mut Credit> {
+    match early {
+        Message::Attach { session, credit, .. } if *session == of => Some(credit),
+        _ => None,
     }
 }
 

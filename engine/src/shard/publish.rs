@@ -3,9 +3,10 @@
 use escapement_protocol::event::{padded_len, stated_len};
 use escapement_protocol::{ErrorCode, EventId, MonoNs, Outcome, Sequence, TopicId};
 
+use super::relocate::PROGRESS_COUNT_MAX;
 use super::{Ended, Shard};
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
-use crate::record::{HEADER_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES};
+use crate::record::{HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES};
 use escapement_protocol::frame::{CancelVerdict, TaskState};
 
 /// Most bytes of events in one record, unless a single event is larger: blocks are cut between records.
@@ -15,7 +16,13 @@ const RUN_SIZE_BYTES_MAX: usize = 128 * 1024;
 const RECORD_OVERHEAD_SIZE_BYTES: usize = HEADER_SIZE_BYTES + PUBLISHED_FIXED_SIZE_BYTES;
 
 /// Kept free beside an event, so that its relocation, with a history of many tasks, fits a block too.
-const PROGRESS_SIZE_BYTES_MAX: usize = 4 * 1024;
+const PROGRESS_SIZE_BYTES_MAX: usize = PROGRESS_COUNT_MAX * PROGRESS_SIZE_BYTES;
+
+/// Smallest block that a shard works with: what it keeps free, and an event of some use.
+pub(super) const BLOCK_SIZE_BYTES_MIN: usize = RECORD_OVERHEAD_SIZE_BYTES + PROGRESS_SIZE_BYTES_MAX + 1024;
+
+/// Memory that one task takes in a router, about.
+const TASK_SIZE_BYTES: usize = 96;
 
 /// How long a publisher should wait where memory or disk is short.
 const SPACE_RETRY_AFTER_MS: u32 = 1_000;
@@ -38,6 +45,11 @@ impl Admission {
         Admission { per_s, tokens: 0, filled: MonoNs(0) }
     }
 
+    /// The bucket begins to fill: it is empty at a start, so that a restart admits no more than was allowed.
+    pub(super) fn start(&mut self, now: MonoNs) {
+        self.filled = now;
+    }
+
     /// Takes up to `count` and says how many; the second number is ms until one more is there.
     fn take(&mut self, now: MonoNs, count: u32) -> (u32, u32) {
         if self.per_s == 0 {
@@ -49,8 +61,9 @@ impl Admission {
         self.filled = now;
         let taken = (self.tokens / NANO).min(u128::from(count)) as u32;
         self.tokens -= u128::from(taken) * NANO;
-        // Long enough for half the bucket, so that a refused publisher comes back to a useful amount.
-        (taken, (BURST_MS / 2) as u32)
+        let missing_ns = NANO.saturating_sub(self.tokens).div_ceil(rate);
+        // At least for half the bucket, so that a refused publisher comes back to a useful amount.
+        (taken, missing_ns.div_ceil(1_000_000).max(BURST_MS / 2) as u32)
     }
 }
 
@@ -131,13 +144,18 @@ impl Shard {
 
     pub(super) fn cancel(&mut self, ticket: Ticket, event: EventId, out: &mut Effects) {
         let sequence = event.sequence;
-        let verdict = match self.durable.table.get(sequence) {
+        // The whole id must be right: its due time guards against a number that was made up.
+        let is_named =
+            self.event(sequence).is_some_and(|held| held.schedule_time().0 == event.schedule_time_ms);
+        let verdict = match self.durable.table.get(sequence).filter(|_| is_named) {
             Some(_) if self.volatile.fenced.contains(&sequence) => {
                 // The first request's record is on its way: this answer waits for it too.
                 return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
             }
             Some(entry) if entry.due <= self.volatile.now.wall => {
-                CancelVerdict::TooLate { state: TaskState::Ready, attempt: 0 }
+                let tasks = self.durable.progress.get(&sequence).map_or(&[][..], |tasks| tasks);
+                let attempt = tasks.iter().map(|task| task.attempt).max().unwrap_or(0);
+                CancelVerdict::TooLate { state: TaskState::Ready, attempt }
             }
             Some(_) => {
                 self.volatile.fenced.insert(sequence);
@@ -160,6 +178,9 @@ impl Shard {
         self.durable.payloads.retained_bytes()
             + self.durable.table.memory_bytes()
             + self.volatile.wheel.memory_bytes()
+            // Of tasks, those there are: the router's pool is reused and never shrinks, so that counting it whole
+            // could refuse publishes for good after one bad hour.
+            + self.router.tasks() * TASK_SIZE_BYTES
             + self.volatile.accepted_bytes
     }
 }

@@ -1,11 +1,15 @@
 //! Making the oldest blocks of the log unnecessary: what they hold and is still needed is appended again.
 
-use hashbrown::HashSet;
+use escapement_protocol::{Outcome, Sequence};
 
-use escapement_protocol::Sequence;
-
-use super::Shard;
+use super::apply::{Change, Progressed};
+use super::ledger::Place;
+use super::{Shard, Volatile};
 use crate::effects::Effects;
+use crate::record::TaskProgress;
+
+/// Most tasks whose progress one `Relocated` record states; those beyond follow as records of their own.
+pub(super) const PROGRESS_COUNT_MAX: usize = 128;
 
 impl Shard {
     /// Forgets blocks that hold nothing needed, and returns the newest block that may be trimmed.
@@ -31,26 +35,52 @@ impl Shard {
             out.log().mark(Sequence(self.volatile.next_sequence));
         }
         let from = self.volatile.relocated_upto;
-        if from > upto {
+        if from.block > upto {
             return;
         }
+        let Volatile { ending, progressed, relocated_upto, .. } = &mut self.volatile;
         // The end of these is in the log before the copy would be: a copy would bring them back in replay.
-        let ending: HashSet<Sequence> = self.volatile.ending.iter().copied().collect();
-        let candidates: Vec<(u64, Sequence)> = self.durable.ledger.candidates(from, upto).collect();
-        let mut complete = upto + 1;
-        for (block, sequence) in candidates {
+        let mut ending: Vec<Sequence> = ending.iter().copied().collect();
+        ending.sort_unstable();
+        // A copy stands for all that the log says of an event before it, applied here or not.
+        let mut unapplied: Vec<Progressed> = progressed.iter().copied().collect();
+        unapplied.sort_by_key(|progressed| progressed.sequence);
+        let mut more: Vec<(Sequence, TaskProgress)> = Vec::new();
+        *relocated_upto = Place { block: upto + 1, index: 0 };
+        for (place, sequence) in self.durable.ledger.candidates(from, upto) {
             if out.records.len() >= budget_end {
-                complete = block;
+                *relocated_upto = place;
                 break;
             }
             let Some(entry) = self.durable.table.get(sequence) else { continue };
-            if entry.block != block as u32 || ending.contains(&sequence) {
+            if entry.block != place.block as u32 || ending.binary_search(&sequence).is_ok() {
                 continue;
             }
             let event = self.durable.payloads.event(entry.location);
-            let progress = self.durable.progress.get(&sequence).map_or(&[][..], |tasks| tasks.as_slice());
-            out.log().relocated(entry.topic, sequence, entry.due, progress, event);
+            let mut tasks = self.durable.progress.get(&sequence).cloned().unwrap_or_default();
+            let at = unapplied.partition_point(|progressed| progressed.sequence < sequence);
+            for progressed in unapplied[at..].iter().take_while(|p| p.sequence == sequence) {
+                progressed.apply_to(&mut tasks);
+            }
+            let (inline, rest) = tasks.split_at(tasks.len().min(PROGRESS_COUNT_MAX));
+            out.log().relocated(entry.topic, sequence, entry.due, inline, event);
+            more.extend(rest.iter().map(|task| (sequence, *task)));
         }
-        self.volatile.relocated_upto = complete;
+        // Later than the copy that they belong to, which is all that counts.
+        for (sequence, task) in more {
+            self.log_progress(sequence, task, out);
+        }
+    }
+
+    /// States a task's progress by the records that made it so.
+    fn log_progress(&mut self, sequence: Sequence, task: TaskProgress, out: &mut Effects) {
+        let TaskProgress { subscription, done, attempt, excused, next_due } = task;
+        if attempt > 0 {
+            self.log_attempt_failed(subscription, sequence, attempt, excused, next_due, out);
+        }
+        if done {
+            out.log().completed(subscription, Outcome::Succeeded, false, &[sequence]);
+            self.volatile.progressed.push_back(Progressed { sequence, subscription, change: Change::Done });
+        }
     }
 }

@@ -1,9 +1,8 @@
 //! Administration: creation goes to shard 0, reads are answered from this core's copy.
 
-use escapement_protocol::ErrorCode;
 use escapement_protocol::frame::{AdminAnswer, AdminRequest, Frame};
 
-use super::{Backend, Door, REQUESTS_MAX, Waiting, refusal, too_many, unavailable};
+use super::{ANSWERS_SIZE_BYTES_MAX, Backend, Door, REQUESTS_MAX, Waiting, refusal, too_many, unavailable};
 
 impl<S: Copy + Eq + std::hash::Hash> Door<S> {
     pub(super) fn admin(
@@ -14,6 +13,9 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         backend: &mut impl Backend<S>,
     ) {
         let Some(state) = self.streams.get_mut(&stream) else { return };
+        if state.requests >= REQUESTS_MAX || state.out.len() >= ANSWERS_SIZE_BYTES_MAX {
+            return self.send_error(stream, request, &too_many());
+        }
         let error = match &body {
             AdminRequest::CreateTopic(settings) => settings.validate().err(),
             AdminRequest::CreateSubscription(settings) => settings.validate().err(),
@@ -32,13 +34,6 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         if let Some(error) = error {
             return self.send_error(stream, request, &refusal(error.code(), error.to_string()));
         }
-        if request == 0 {
-            let message = "request 0 is reserved for the stream itself: number requests from 1";
-            return self.send_error(stream, 0, &refusal(ErrorCode::MalformedFrame, message));
-        }
-        if state.requests >= REQUESTS_MAX {
-            return self.send_error(stream, request, &too_many());
-        }
         if self.draining {
             return self.send_error(stream, request, &unavailable());
         }
@@ -49,9 +44,8 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
 
     /// The answer to a creation.
     pub fn administered(&mut self, ticket: u64, body: AdminAnswer) {
-        let Some(Waiting::Admin { stream, request }) = self.waiting.try_remove(ticket as usize) else {
-            return;
-        };
+        let Some(&Waiting::Admin { stream, request }) = self.waiting.get(ticket as usize) else { return };
+        self.waiting.remove(ticket as usize);
         if let Some(state) = self.streams.get_mut(&stream) {
             state.requests -= 1;
         }

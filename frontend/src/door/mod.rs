@@ -14,23 +14,28 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, CancelReply, CancelVerdict, Credit, ErrorFrame, Frame, FrameError,
-    FrameWriter, GoAway, Hello, Items, ResultItem, ShardMapInfo, Subscribe, Subscribed, Welcome,
+    AdminAnswer, AdminRequest, CancelReply, CancelVerdict, Credit, ErrorFrame, Frame, FrameWriter, GoAway,
+    Hello, Items, ResultItem, ShardMapInfo, Subscribe, Subscribed, Welcome,
 };
 use escapement_protocol::{
-    EVENT_SIZE_BYTES_MAX, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Now, PROTOCOL_VERSION, ShardId,
-    TopicId,
+    EVENT_SIZE_BYTES_MAX, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Now, PROTOCOL_VERSION, ShardId, TopicId,
 };
 
 pub use publish::PublishAnswer;
 use publish::Publisher;
-use stream::Stream;
+use stream::{Cancelling, Stream};
 
 /// Most requests of one stream that may wait for an answer.
 const REQUESTS_MAX: usize = 1_024;
 
 /// Most events in one cancellation.
 const CANCEL_COUNT_MAX: usize = 4_096;
+
+/// Most events in all unanswered cancellations of one stream.
+const CANCEL_EVENTS_MAX: usize = 16 * CANCEL_COUNT_MAX;
+
+/// Bytes of answers to one stream in one turn from which on requests with large answers are refused.
+const ANSWERS_SIZE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Why something is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,10 +104,11 @@ enum Waiting<S> {
     Admin { stream: S, request: u64 },
 }
 
-/// The protocol's state on one core. `S` is the transport's name for a stream.
+/// The protocol's state on one core. `S` is the transport's name for a stream, and never names another one later.
 pub struct Door<S> {
     config: DoorConfig,
     streams: HashMap<S, Stream>,
+    opened_count: u64,
     waiting: Slab<Waiting<S>>,
     /// Streams with acknowledgements or frames to send.
     dirty: Vec<S>,
@@ -126,6 +132,7 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         Door {
             config,
             streams: HashMap::new(),
+            opened_count: 0,
             waiting: Slab::new(),
             dirty: Vec::new(),
             writer: FrameWriter::new(),
@@ -135,7 +142,8 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
 
     /// A peer opened a stream.
     pub fn opened(&mut self, stream: S) {
-        self.streams.insert(stream, Stream::default());
+        self.opened_count += 1;
+        self.streams.insert(stream, Stream { number: self.opened_count, ..Stream::default() });
     }
 
     /// A stream ended, or its connection did.
@@ -147,9 +155,12 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         }
     }
 
-    /// The open streams that `which` names.
+    /// The open streams that `which` names, in the order in which they were opened.
     pub fn streams_where(&self, which: impl Fn(&S) -> bool) -> Vec<S> {
-        self.streams.keys().copied().filter(|stream| which(stream)).collect()
+        let named = self.streams.iter().filter(|(stream, _)| which(stream));
+        let mut named: Vec<(u64, S)> = named.map(|(stream, state)| (state.number, *stream)).collect();
+        named.sort_unstable_by_key(|(number, _)| *number);
+        named.into_iter().map(|(_, stream)| stream).collect()
     }
 
     /// How many streams are open.
@@ -162,6 +173,14 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
     #[must_use]
     pub fn is_publisher(&self, stream: S) -> bool {
         self.streams.get(&stream).is_some_and(|s| s.publisher.is_some())
+    }
+
+    /// Whether so much of what the stream published waits for the disk that it must not be read now. Only
+    /// what is read before the next look at this may come on top.
+    #[must_use]
+    pub fn is_behind(&self, stream: S) -> bool {
+        let publisher = self.streams.get(&stream).and_then(|s| s.publisher.as_ref());
+        publisher.is_some_and(|publisher| publisher.is_behind())
     }
 
     /// Takes the next bytes of a stream.
@@ -187,7 +206,7 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         if violation.is_none()
             && let Err(error) = fed
         {
-            violation = Some(Violation { code: frame_error_code(&error), message: error.to_string() });
+            violation = Some(Violation { code: error.code(), message: error.to_string() });
         }
         match violation {
             None => {
@@ -225,7 +244,13 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
             }
             Frame::Credit(credit) => {
                 let session = self.session(stream, "credit")?;
-                backend.credit(session, credit);
+                if self.streams.get(&stream).is_some_and(|s| s.left) {
+                    return Err(malformed("credit came after a detach: open another session"));
+                }
+                // A drain has taken the credit, and nothing brings it back.
+                if !self.draining {
+                    backend.credit(session, credit);
+                }
                 Ok(())
             }
             Frame::Detach => {
@@ -237,26 +262,15 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 self.send(stream, &Frame::Detached);
                 Ok(())
             }
-            Frame::Cancel(cancel) => {
-                let request = cancel.request;
-                let count = cancel.events.len();
-                if count > CANCEL_COUNT_MAX {
-                    let message =
-                        format!("one request cancels at most {CANCEL_COUNT_MAX} events, not {count}");
-                    self.send_error(stream, request, &refusal(ErrorCode::TooManyRequests, message));
-                    return Ok(());
-                }
-                self.cancel(stream, request, cancel.events, backend);
-                Ok(())
-            }
+            Frame::Cancel(cancel) => self.cancel(stream, cancel.request, cancel.events, backend),
+            Frame::Admin { request: 0, .. } => Err(malformed(REQUEST_ZERO)),
             Frame::Admin { request, body } => {
                 self.admin(stream, request, body, backend);
                 Ok(())
             }
-            other => Err(Violation {
-                code: ErrorCode::MalformedFrame,
-                message: format!("{:?} is a frame that nodes send, not clients", other.kind()),
-            }),
+            other => {
+                Err(malformed(format!("{} is a frame that nodes send, not clients", other.kind().name())))
+            }
         }
     }
 
@@ -267,6 +281,9 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 hello.version
             );
             return Err(Violation { code: ErrorCode::UnsupportedVersion, message });
+        }
+        if self.streams.get_mut(&stream).is_some_and(|s| std::mem::replace(&mut s.greeted, true)) {
+            return Err(malformed("a second Hello came on one stream"));
         }
         let map = self.config.shard_map.clone();
         let welcome = Welcome {
@@ -294,8 +311,9 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         backend: &mut impl Backend<S>,
     ) -> Result<(), Violation> {
         if self.streams.get(&stream).is_some_and(|s| s.session.is_some()) {
-            let message = "this stream has a session already: open another stream for another session".into();
-            return Err(Violation { code: ErrorCode::MalformedFrame, message });
+            return Err(malformed(
+                "this stream has a session already: open another stream for another session",
+            ));
         }
         if self.draining {
             self.send_error(stream, 0, &unavailable());
@@ -314,20 +332,39 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
     }
 
     fn session(&self, stream: S, what: &str) -> Result<u64, Violation> {
-        self.streams.get(&stream).and_then(|s| s.session).ok_or_else(|| Violation {
-            code: ErrorCode::MalformedFrame,
-            message: format!("{what} came on a stream without a session: send Subscribe first"),
+        self.streams.get(&stream).and_then(|s| s.session).ok_or_else(|| {
+            malformed(format!("{what} came on a stream without a session: send Subscribe first"))
         })
     }
 
-    fn cancel(&mut self, stream: S, request: u64, events: Items<'_, EventId>, backend: &mut impl Backend<S>) {
+    fn cancel(
+        &mut self,
+        stream: S,
+        request: u64,
+        events: Items<'_, EventId>,
+        backend: &mut impl Backend<S>,
+    ) -> Result<(), Violation> {
         let shard_count = self.config.shard_map.shard_count;
-        let Some(state) = self.streams.get_mut(&stream) else { return };
-        if state.cancels.len() >= REQUESTS_MAX {
-            return self.send_error(stream, request, &too_many());
+        let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
+        if request == 0 {
+            return Err(malformed(REQUEST_ZERO));
+        }
+        if state.cancels.contains_key(&request) {
+            return Err(malformed(format!("cancellation {request} has no answer yet, and was sent again")));
         }
         let asked = events.len();
-        state.cancels.insert(request, (vec![CancelVerdict::NotFound; asked], asked));
+        if asked > CANCEL_COUNT_MAX {
+            let message = format!("one request cancels at most {CANCEL_COUNT_MAX} events, not {asked}");
+            self.send_error(stream, request, &refusal(ErrorCode::TooManyRequests, message));
+            return Ok(());
+        }
+        if state.cancels.len() >= REQUESTS_MAX || state.cancel_events + asked > CANCEL_EVENTS_MAX {
+            self.send_error(stream, request, &too_many());
+            return Ok(());
+        }
+        state.cancel_events += asked;
+        let verdicts = vec![CancelVerdict::NotFound; asked];
+        state.cancels.insert(request, Cancelling { verdicts, missing: asked, refusal: None });
         for (slot, event) in events.iter().enumerate() {
             let ticket = self.waiting.insert(Waiting::Cancel { stream, request, slot }) as u64;
             if event.shard.0 >= shard_count {
@@ -339,36 +376,50 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         if asked == 0 {
             self.finish_cancel(stream, request);
         }
+        Ok(())
     }
 
     /// A verdict for a ticket.
     pub fn cancelled(&mut self, ticket: u64, verdict: CancelVerdict) {
-        let Some(Waiting::Cancel { stream, request, slot }) = self.waiting.try_remove(ticket as usize) else {
+        self.cancel_answered(ticket, Ok(verdict));
+    }
+
+    fn cancel_answered(&mut self, ticket: u64, answer: Result<CancelVerdict, Refusal>) {
+        let Some(&Waiting::Cancel { stream, request, slot }) = self.waiting.get(ticket as usize) else {
             return;
         };
+        self.waiting.remove(ticket as usize);
         let Some(state) = self.streams.get_mut(&stream) else { return };
-        let Some((verdicts, left)) = state.cancels.get_mut(&request) else { return };
-        verdicts[slot] = verdict;
-        *left -= 1;
-        if *left == 0 {
+        let Some(cancelling) = state.cancels.get_mut(&request) else { return };
+        match answer {
+            Ok(verdict) => cancelling.verdicts[slot] = verdict,
+            Err(refusal) => cancelling.refusal = Some(refusal),
+        }
+        cancelling.missing -= 1;
+        if cancelling.missing == 0 {
             self.finish_cancel(stream, request);
         }
     }
 
     fn finish_cancel(&mut self, stream: S, request: u64) {
         let Some(state) = self.streams.get_mut(&stream) else { return };
-        let Some((verdicts, _)) = state.cancels.remove(&request) else { return };
-        self.send(
-            stream,
-            &Frame::CancelReply(CancelReply { request, verdicts: Items::from(verdicts.as_slice()) }),
-        );
+        let Some(Cancelling { verdicts, refusal, .. }) = state.cancels.remove(&request) else { return };
+        state.cancel_events -= verdicts.len();
+        match refusal {
+            // Of some events nothing is known: the client asks again, and those that were cancelled are not found.
+            Some(refusal) => self.send_error(stream, request, &refusal),
+            None => {
+                let verdicts = Items::from(verdicts.as_slice());
+                self.send(stream, &Frame::CancelReply(CancelReply { request, verdicts }));
+            }
+        }
     }
 
     /// A refusal for a ticket.
     pub fn refused(&mut self, ticket: u64, refusal: &Refusal) {
         match self.waiting.get(ticket as usize) {
             Some(Waiting::Publish { .. }) => self.published(ticket, PublishAnswer::Refused(refusal.clone())),
-            Some(Waiting::Cancel { .. }) => self.cancelled(ticket, CancelVerdict::NotFound),
+            Some(Waiting::Cancel { .. }) => self.cancel_answered(ticket, Err(refusal.clone())),
             Some(Waiting::Admin { stream, request }) => {
                 let (stream, request) = (*stream, *request);
                 self.waiting.remove(ticket as usize);
@@ -384,8 +435,7 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
     /// Stops intake: publishes and new sessions are refused, peers are told to go elsewhere.
     pub fn drain(&mut self) {
         self.draining = true;
-        let streams: Vec<S> = self.streams.keys().copied().collect();
-        for stream in streams {
+        for stream in self.streams_where(|_| true) {
             self.send(stream, &Frame::GoAway(GoAway { message: DRAINING }));
         }
     }
@@ -438,6 +488,12 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
 const DRAINING: &str =
     "the node is stopping: publish elsewhere or later, and send the results you still have";
 
+const REQUEST_ZERO: &str = "request 0 is reserved for the stream itself: number requests from 1";
+
+fn malformed(message: impl Into<String>) -> Violation {
+    Violation { code: ErrorCode::MalformedFrame, message: message.into() }
+}
+
 fn refusal(code: ErrorCode, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), retry_after_ms: 0 }
 }
@@ -452,8 +508,4 @@ fn too_many() -> Refusal {
         message: format!("a stream may have {REQUESTS_MAX} requests waiting: wait for answers first"),
         retry_after_ms: 10,
     }
-}
-
-fn frame_error_code(error: &FrameError) -> ErrorCode {
-    error.code()
 }

@@ -10,13 +10,13 @@ use escapement_protocol::frame::{
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::{ErrorCode, EventView, Now, Sequence, ShardId, TopicId, WallMs};
 
-use super::{Backend, Door, Refusal, Violation, Waiting, unavailable};
+use super::{Backend, Door, Refusal, Violation, Waiting, malformed, unavailable};
 
 /// Most answers in one acknowledgement frame: the rest follows in the next.
 const ANSWERS_MAX: usize = 16 * 1024;
 
-/// Most batches of one stream that may wait for the disk. A peer that sends more has stopped listening.
-const BATCHES_MAX: usize = 64 * 1024;
+/// Batches of one stream that wait for the disk from which on the stream is not read any further.
+const BATCHES_MAX: usize = 32 * 1024;
 
 /// What a shard says to a run of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,11 +97,10 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 "the batch begins with item {}, and item {} is next on this stream: number items without a gap",
                 batch.first_item, publisher.next_item
             );
-            return Err(Violation { code: ErrorCode::MalformedFrame, message });
+            return Err(malformed(message));
         }
-        if publisher.batches.len() >= BATCHES_MAX {
-            let message = format!("{BATCHES_MAX} batches wait on this stream: wait for acknowledgements");
-            return Err(Violation { code: ErrorCode::TooManyRequests, message });
+        if batch.events.count() == 0 {
+            return Err(malformed("a batch without events"));
         }
         let number = publisher.first_batch + publisher.batches.len() as u64;
         let count = batch.events.count();
@@ -225,6 +224,10 @@ impl Batch {
 }
 
 impl Publisher {
+    pub(super) fn is_behind(&self) -> bool {
+        self.batches.len() >= BATCHES_MAX
+    }
+
     /// Appends an acknowledgement of every leading batch whose answers are all there.
     pub(super) fn write_ack(&mut self, out: &mut Vec<u8>) {
         while self.batches.front().is_some_and(|batch| batch.missing == 0) {

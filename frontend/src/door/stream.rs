@@ -4,23 +4,40 @@ use hashbrown::HashMap;
 
 use escapement_protocol::frame::{CancelVerdict, FrameDecoder};
 
-use super::Publisher;
+use super::{Publisher, Refusal};
 
 /// State of one stream. Any frame may come on any stream; what a stream has been used for so far is here.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
+    /// Among all that this door ever had: the order in which streams are gone through.
+    pub(super) number: u64,
     pub(super) decoder: FrameDecoder,
     /// Frames to send.
     pub(super) out: Vec<u8>,
     pub(super) dirty: bool,
+    /// Whether a `Hello` came.
+    pub(super) greeted: bool,
     /// Set with the first batch.
     pub(super) publisher: Option<Box<Publisher>>,
     /// Set by a subscription.
     pub(super) session: Option<u64>,
     /// Whether the session asked for no more pushes.
     pub(super) left: bool,
-    /// Cancellations by request: the verdicts so far, and how many are missing.
-    pub(super) cancels: HashMap<u64, (Vec<CancelVerdict>, usize)>,
+    /// Cancellations by request.
+    pub(super) cancels: HashMap<u64, Cancelling>,
+    /// Events in all of them.
+    pub(super) cancel_events: usize,
     /// Administrative requests without an answer.
     pub(super) requests: usize,
+}
+
+/// A cancellation without an answer.
+#[derive(Debug)]
+pub(super) struct Cancelling {
+    /// One for each event, in the order of the request.
+    pub(super) verdicts: Vec<CancelVerdict>,
+    /// Events without a verdict.
+    pub(super) missing: usize,
+    /// Why some have none, and the whole request is refused.
+    pub(super) refusal: Option<Refusal>,
 }

@@ -16,6 +16,8 @@ mod backend;
 mod mail;
 mod slot;
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use hashbrown::HashMap;
 
@@ -69,8 +71,8 @@ pub(crate) struct Inside<S> {
     next_session: u64,
     mail: Vec<Mail>,
     /// Messages between shards of this core.
-    local: Vec<(ShardId, Message)>,
-    replies: Vec<Reply>,
+    local: VecDeque<(ShardId, Message)>,
+    replies: VecDeque<Reply>,
     now: Now,
 }
 
@@ -107,19 +109,21 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         };
         let door = Door::new(DoorConfig { node_id: config.node_id, shard_map });
         let ids = (config.core..config.shard_count).step_by(usize::from(config.core_count));
-        let slots = shards
-            .into_iter()
-            .zip(ids)
-            .map(|(opened, shard)| opened.map(|(state, log)| Slot::new(ShardId(shard), state, log, config.commit)))
-            .collect();
+        let serving = || (0..config.shard_count).zip(&config.epochs).filter(|(_, epoch)| epoch.is_some());
+        let slot = |(mut state, log): (Shard, LocalWal), shard: u16| {
+            state.set_serving(serving().map(|(shard, _)| ShardId(shard)));
+            Slot::new(ShardId(shard), state, log, config.commit)
+        };
+        let slots =
+            shards.into_iter().zip(ids).map(|(opened, shard)| opened.map(|opened| slot(opened, shard))).collect();
         let inside = Inside {
             slots,
             sessions: Sessions::default(),
             session_owner: HashMap::new(),
             next_session: 1,
             mail: (0..config.core_count).map(|_| Mail::default()).collect(),
-            local: Vec::new(),
-            replies: Vec::new(),
+            local: VecDeque::new(),
+            replies: VecDeque::new(),
             now: Now::default(),
             config,
         };
@@ -167,7 +171,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     /// Whether a stream may be read now: publishers wait while the log is behind.
     #[must_use]
     pub fn may_read(&self, stream: S) -> bool {
-        self.inside.intake_open() || !self.door.is_publisher(stream)
+        !self.door.is_publisher(stream) || (self.inside.intake_open() && !self.door.is_behind(stream))
     }
 
     /// An operation of [`Core::poll_disk_op`] has ended.
@@ -185,7 +189,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         self.inside.now = now;
         for parcel in mail.parcels {
             match parcel {
-                Parcel::Shard(shard, message) => self.inside.local.push((shard, message)),
+                Parcel::Shard(shard, message) => self.inside.local.push_back((shard, message)),
                 Parcel::Publish { shard, ticket, topic, count, events } => {
                     self.inside.step(shard, Input::Publish { ticket, topic, count, events: &events }, Some(ticket));
                 }
@@ -196,7 +200,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                     self.inside.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
                 }
                 Parcel::Push { session, item, event } => self.inside.sessions.push(session, item, &event),
-                Parcel::Reply(reply) => self.inside.replies.push(reply),
+                Parcel::Reply(reply) => self.inside.replies.push_back(reply),
             }
         }
         self.settle(now);
@@ -221,12 +225,12 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     /// Carries messages between this core's shards and answers to the door, until there are none.
     fn settle(&mut self, now: Now) {
         loop {
-            if let Some((shard, message)) = self.inside.local.pop() {
-                // Order between shards of one core is no promise; within one message it is kept.
+            // First in, first out: what one sender says to one shard keeps its order, here as through the mesh.
+            if let Some((shard, message)) = self.inside.local.pop_front() {
                 self.inside.step(shard, Input::Message(message), None);
                 continue;
             }
-            let Some(reply) = self.inside.replies.pop() else { break };
+            let Some(reply) = self.inside.replies.pop_front() else { break };
             self.answer(reply);
         }
         self.inside.now = now;
@@ -294,7 +298,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     pub fn drain(&mut self, now: Now) {
         self.inside.now = now;
         self.door.drain();
-        let sessions: Vec<u64> = self.inside.session_owner.keys().copied().collect();
+        let mut sessions: Vec<u64> = self.inside.session_owner.keys().copied().collect();
+        sessions.sort_unstable();
         for session in sessions {
             self.inside.set_credit(session, Credit::default());
         }
@@ -307,7 +312,9 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     /// Whether nothing waits: no attempt runs here, every record is durable, every answer has left.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.door.waiting_count() == 0 && self.inside.slots.iter().flatten().all(Slot::is_quiet)
+        // Of what a stopped shard was asked nobody will ever know here: its tickets are not waited for.
+        let answered = self.door.waiting_count() == 0 || self.failures().next().is_some();
+        answered && self.inside.slots.iter().flatten().all(Slot::is_quiet)
     }
 
     /// Whether every record so far is durable.
@@ -397,11 +404,11 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
         let index = self.index(shard);
         let Some(Some(slot)) = self.slots.get_mut(index) else { return };
         let effects = &mut slot.effects;
-        self.replies.append(&mut effects.replies);
+        self.replies.extend(effects.replies.drain(..));
         for (to, message) in effects.forwards.drain(..) {
             let core = core_of(to, self.config.core_count);
             if core == self.config.core {
-                self.local.push((to, message));
+                self.local.push_back((to, message));
             } else {
                 self.mail[usize::from(core)].push(Parcel::Shard(to, message));
             }

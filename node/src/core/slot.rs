@@ -122,7 +122,8 @@ impl Slot {
     }
 
     pub(super) fn is_synced(&self) -> bool {
-        self.failure.is_some() || (self.effects.records.is_empty() && self.in_flight.is_empty())
+        let is_written = self.effects.records.is_empty() && self.in_flight.is_empty();
+        self.failure.is_some() || (is_written && self.shard.is_logged())
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -180,7 +181,10 @@ impl Slot {
             self.trim_at = now.mono.plus_ms(self.policy.trim_every_ms);
             self.trim();
         }
-        if let Some(upto) = self.emptying {
+        // What is appended again waits for the disk like all else, and must not pile up before a slow one.
+        if let Some(upto) = self.emptying
+            && self.unlogged_size_bytes() < 4 * self.policy.relocate_size_bytes
+        {
             self.shard.relocate(upto.0, self.policy.relocate_size_bytes, &mut self.effects);
         }
         if let Some(since) = self.unsealed_since
@@ -213,6 +217,7 @@ impl Slot {
     /// Closes at most one block.
     pub(super) fn commit(&mut self, now: Now) {
         self.now = now;
+        self.hand_over_replies();
         let waiting = self.effects.records.len();
         if self.failure.is_some() || waiting == 0 || !self.log.ready() {
             return;
@@ -243,6 +248,16 @@ impl Slot {
         }
         self.in_flight.push_back(InFlight { seq, records, replies });
         self.unsealed_since = Some(now.mono);
+    }
+
+    /// Answers to what an earlier block already holds leave with that block: there may be no other for long.
+    fn hand_over_replies(&mut self) {
+        let held = self.effects.on_commit.partition_point(|(end, _)| *end == 0);
+        if held > 0
+            && let Some(newest) = self.in_flight.back_mut()
+        {
+            newest.replies.extend(self.effects.on_commit.drain(..held).map(|(_, reply)| reply));
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Deadline {
