@@ -1,4 +1,4 @@
-//! The program `escapement`.
+//! The program `escapement`: a node, and the commands that talk to one. All of it is in [`escapement_node::cli`].
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
