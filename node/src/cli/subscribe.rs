@@ -144,7 +144,7 @@ fn describe(attempt: &Attempt<'_>, out: Output) -> String {
     if attempt.attempt > 1 {
         line += &format!("  attempt {}", attempt.attempt);
     }
-    match std::str::from_utf8(data) {
+    match std::str::from_utf8(data).map(|text| text.trim_end_matches('\n')) {
         Ok(text) if !text.contains(|c: char| c.is_control()) => line + "  " + text,
         _ => format!("{line}  {} bytes of data", data.len()),
     }
