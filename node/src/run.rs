@@ -42,15 +42,22 @@ pub(crate) struct CoreEnd {
     pub(crate) cut_short: bool,
 }
 
+/// Where a core sits, and how its thread behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Seat {
+    pub(crate) index: u16,
+    pub(crate) core_count: u16,
+    pub(crate) shared: Arc<Shared>,
+    /// How long a loaded turn collects, in us.
+    pub(crate) turn_wait_us: u32,
+    pub(crate) drain_timeout_ms: u64,
+}
+
 pub(crate) struct CoreThread {
-    index: u16,
-    core_count: u16,
+    seat: Seat,
     core: Core<StreamKey>,
     quic: QuicServer,
     io: Box<dyn CoreIo>,
-    shared: Arc<Shared>,
-    turn_wait_us: u32,
-    drain_timeout_ms: u64,
     /// Streams with bytes that were not read yet.
     readable: VecDeque<StreamKey>,
     in_readable: HashSet<StreamKey>,
@@ -62,25 +69,12 @@ pub(crate) struct CoreThread {
 }
 
 impl CoreThread {
-    pub(crate) fn new(
-        index: u16,
-        core_count: u16,
-        core: Core<StreamKey>,
-        quic: QuicServer,
-        io: Box<dyn CoreIo>,
-        shared: Arc<Shared>,
-        turn_wait_us: u32,
-        drain_timeout_ms: u64,
-    ) -> Self {
+    pub(crate) fn new(seat: Seat, core: Core<StreamKey>, quic: QuicServer, io: Box<dyn CoreIo>) -> Self {
         CoreThread {
-            index,
-            core_count,
+            seat,
             core,
             quic,
             io,
-            shared,
-            turn_wait_us,
-            drain_timeout_ms,
             readable: VecDeque::new(),
             in_readable: HashSet::new(),
             stuck: None,
@@ -94,7 +88,8 @@ impl CoreThread {
     pub(crate) fn run(mut self) -> CoreEnd {
         let mut received = Drained::default();
         loop {
-            let min_wait_us = if received.count >= LOADED_DATAGRAM_COUNT { self.turn_wait_us } else { 0 };
+            let min_wait_us =
+                if received.count >= LOADED_DATAGRAM_COUNT { self.seat.turn_wait_us } else { 0 };
             let wait = self.wait(&received);
             self.io.park(wait, min_wait_us);
             let now = self.io.now();
@@ -113,21 +108,21 @@ impl CoreThread {
         quic.handle_timeouts(now.mono);
         let core = &mut self.core;
         self.io.disk_completions(&mut |shard, completion| core.disk_completed(now, shard, completion));
-        while let Some(mail) = self.shared.mesh.receive(self.index) {
+        while let Some(mail) = self.seat.shared.mesh.receive(self.seat.index) {
             self.core.receive(now, mail);
         }
         while let Some(event) = self.quic.poll_event() {
-            self.event(now, event);
+            self.event(now, &event);
         }
         self.read(now);
         self.core.finish_turn(now);
         while let Some((shard, op)) = self.core.poll_disk_op() {
             self.io.disk_submit(shard, op);
         }
-        for core in (0..self.core_count).filter(|core| *core != self.index) {
+        for core in (0..self.seat.core_count).filter(|core| *core != self.seat.index) {
             let mail = self.core.take_mail(core);
             if !mail.is_empty() {
-                self.shared.mesh.send(core, mail);
+                self.seat.shared.mesh.send(core, mail);
             }
         }
         self.write();
@@ -135,8 +130,8 @@ impl CoreThread {
         received
     }
 
-    fn event(&mut self, now: Now, event: QuicEvent) {
-        match event {
+    fn event(&mut self, now: Now, event: &QuicEvent) {
+        match *event {
             QuicEvent::StreamOpened(stream) => {
                 self.core.opened(stream);
                 self.note_readable(stream);
@@ -157,7 +152,7 @@ impl CoreThread {
 
     /// Reads every stream that has bytes and may be read, each a bounded amount.
     fn read(&mut self, now: Now) {
-        let crowded = self.shared.mesh.is_crowded();
+        let crowded = self.seat.shared.mesh.is_crowded();
         for _ in 0..self.readable.len() {
             let Some(stream) = self.readable.pop_front() else { break };
             if !self.core.may_read(stream) || (crowded && self.core.is_publisher(stream)) {
@@ -237,41 +232,43 @@ impl CoreThread {
             return Wait::Now;
         }
         // Streams held back become readable again by a disk completion or by mail, which end the wait.
-        if self.readable.iter().any(|stream| self.core.may_read(*stream)) && !self.shared.mesh.is_crowded() {
+        if self.readable.iter().any(|stream| self.core.may_read(*stream))
+            && !self.seat.shared.mesh.is_crowded()
+        {
             return Wait::Now;
         }
         let deadline = self.core.next_deadline();
-        let wall = deadline.wall.map(|wall| self.shared.clock.moment_of(wall));
+        let wall = deadline.wall.map(|wall| self.seat.shared.clock.moment_of(wall));
         let drain = self.drain_until.map(|_| self.last_now().plus_ms(DRAIN_POLL_MS));
         let next = [wall, deadline.mono, self.quic.next_timeout(), drain].into_iter().flatten().min();
         next.map_or(Wait::Forever, Wait::Until)
     }
 
     fn last_now(&self) -> MonoNs {
-        self.shared.clock.now().mono
+        self.seat.shared.clock.now().mono
     }
 
     /// Whether this core's work is over: after a drain, or because a shard somewhere has failed.
     fn ended(&mut self, now: Now) -> Option<CoreEnd> {
-        if self.core.failures().next().is_some() && !self.shared.draining.swap(true, Ordering::Relaxed) {
-            self.shared.mesh.wake_all();
+        if self.core.failures().next().is_some() && !self.seat.shared.draining.swap(true, Ordering::Relaxed) {
+            self.seat.shared.mesh.wake_all();
         }
-        if !self.shared.draining.load(Ordering::Relaxed) {
+        if !self.seat.shared.draining.load(Ordering::Relaxed) {
             return None;
         }
         let Some(until) = self.drain_until else {
-            self.drain_until = Some(now.mono.plus_ms(self.drain_timeout_ms));
+            self.drain_until = Some(now.mono.plus_ms(self.seat.drain_timeout_ms));
             self.core.drain(now);
             return None;
         };
         let late = now.mono >= until;
         if !self.reported_quiet && (late || self.core.is_quiet()) {
             self.reported_quiet = true;
-            self.shared.busy_cores.fetch_sub(1, Ordering::AcqRel);
+            self.seat.shared.busy_cores.fetch_sub(1, Ordering::AcqRel);
         }
         // The last core to become quiet may still have mail for this one; so all wait for all.
-        let all_quiet = self.shared.busy_cores.load(Ordering::Acquire) == 0;
-        if !(all_quiet && self.core.is_synced()) && !late {
+        let all_quiet = self.seat.shared.busy_cores.load(Ordering::Acquire) == 0;
+        if !(late || all_quiet && self.core.is_synced()) {
             return None;
         }
         let cut_short = late && !self.core.is_quiet();

@@ -13,14 +13,14 @@ use escapement_frontend::quic::{QuicClock, QuicConfig, QuicConfigError, QuicKeys
 use escapement_frontend::tls::{ServerTls, TlsError, TlsFiles};
 use escapement_protocol::{Epoch, Now, ShardId, WallMs};
 use escapement_router::Credit;
-use escapement_wal::{FsDirectory, LocalWal, LogIdentity, OpenError, RecoveredBlock, WalConfig, format_log};
+use escapement_wal::{FsDirectory, LocalWal, LogIdentity, RecoveredBlock, WalConfig};
 
 use crate::config::NodeConfig;
 use crate::core::{CommitPolicy, Core, CoreConfig, core_of};
 use crate::data_dir::DataDir;
 use crate::io::{self, BindError, CoreSetup, CoreSocket, HostError, HostKind, NodeClock, StartAhead};
 use crate::mesh::Mesh;
-use crate::run::{CoreEnd, CoreThread, Shared};
+use crate::run::{CoreEnd, CoreThread, Seat, Shared};
 
 /// Most credit of one session, whatever it asks for.
 const CREDIT_MAX: Credit = Credit { tasks: 256 * 1024, bytes: 64 * 1024 * 1024 };
@@ -65,7 +65,9 @@ pub enum ServeError {
     Clock(#[from] StartAhead),
     #[error("no shard can serve: {}", .0.join("; "))]
     NoShard(Vec<String>),
-    #[error("the shard map needs {cores} cores for {shards} shards: give at most as many cores as shards, and at least 1")]
+    #[error(
+        "the shard map needs {cores} cores for {shards} shards: give at most as many cores as shards, and at least 1"
+    )]
     Cores { cores: u16, shards: u16 },
     #[error("cannot read random bytes from the operating system: {0}")]
     Random(std::io::Error),
@@ -151,12 +153,17 @@ pub fn serve(
     let (ready_tx, ready_rx) = channel();
     let mut threads = Vec::new();
     for plan in plans {
-        let shared = Arc::clone(&shared);
-        let ready = ready_tx.clone();
-        let (wait_us, drain_ms, pin) = (config.turn_wait_us, config.drain_timeout_ms, config.pin);
-        let index = plan.index;
-        let body = move || core_thread(plan, host, shared, &ready, wait_us, drain_ms, pin, core_count);
-        let thread = thread::Builder::new().name(format!("core-{index}")).spawn(body).map_err(ServeError::Thread)?;
+        let seat = Seat {
+            index: plan.index,
+            core_count,
+            shared: Arc::clone(&shared),
+            turn_wait_us: config.turn_wait_us,
+            drain_timeout_ms: config.drain_timeout_ms,
+        };
+        let (ready, pin) = (ready_tx.clone(), config.pin);
+        let name = format!("core-{}", plan.index);
+        let body = move || core_thread(seat, plan, host, pin, &ready);
+        let thread = thread::Builder::new().name(name).spawn(body).map_err(ServeError::Thread)?;
         threads.push(thread);
     }
     drop(ready_tx);
@@ -247,7 +254,9 @@ fn recover(
             .collect();
         threads
             .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| Err("recovery has a bug: see its message above".into())))
+            .map(|thread| {
+                thread.join().unwrap_or_else(|_| Err("recovery has a bug: see its message above".into()))
+            })
             .collect()
     });
     let mut refused = Vec::new();
@@ -280,14 +289,13 @@ fn recover_shard(
     let mut effects = Effects::default();
     let mut visit = |block: RecoveredBlock<'_>| {
         if unread.is_none() {
-            unread = shard.apply_block(block.seq.0, block.records, &mut effects).err().map(|error| (block.seq, error));
+            unread = shard
+                .apply_block(block.seq.0, block.records, &mut effects)
+                .err()
+                .map(|error| (block.seq, error));
         }
     };
-    let mut opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
-    if let Err(OpenError::NotFormatted) = opened {
-        format_log(&mut dir, identity, wal).map_err(|error| error.to_string())?;
-        opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
-    }
+    let opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
     let (log, report) = opened.map_err(|error| error.to_string())?;
     if let Some((block, error)) = unread {
         return Err(format!("block {block}: {error}"));
@@ -324,7 +332,8 @@ fn plan(
         (least, first.shard.control_since(least))
     });
     let base = Instant::now().checked_sub(Duration::from_nanos(now.mono.0)).unwrap_or_else(Instant::now);
-    let quic_clock = QuicClock { base, wall_at_base: WallMs(now.wall.0.saturating_sub(now.mono.0 / 1_000_000)) };
+    let quic_clock =
+        QuicClock { base, wall_at_base: WallMs(now.wall.0.saturating_sub(now.mono.0 / 1_000_000)) };
     let keys = QuicKeys::from_secrets(data.reset_secret(), data.token_secret());
     let seed: [u8; 32] = random()?;
     let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> = (0..core_count).map(|_| Vec::new()).collect();
@@ -357,21 +366,22 @@ fn plan(
         }
         let owned = (index..shard_count).step_by(usize::from(core_count)).map(ShardId);
         let shard_dirs = owned.map(|shard| (shard, data.shard_dir(shard))).collect();
-        plans.push(Plan { index, core, quic, setup: CoreSetup { socket, shard_dirs, clock: Arc::clone(clock) } });
+        plans.push(Plan {
+            index,
+            core,
+            quic,
+            setup: CoreSetup { socket, shard_dirs, clock: Arc::clone(clock) },
+        });
     }
     Ok(plans)
 }
 
-#[expect(clippy::too_many_arguments, reason = "what crosses into the thread, and nothing else")]
 fn core_thread(
+    seat: Seat,
     plan: Plan,
     host: HostKind,
-    shared: Arc<Shared>,
-    ready: &Sender<Result<(), ServeError>>,
-    turn_wait_us: u32,
-    drain_timeout_ms: u64,
     pin: bool,
-    core_count: u16,
+    ready: &Sender<Result<(), ServeError>>,
 ) -> CoreEnd {
     if pin {
         // A machine that refuses is slower, not wrong.
@@ -384,9 +394,9 @@ fn core_thread(
             return CoreEnd::default();
         }
     };
-    shared.mesh.attach(plan.index, host.waker());
+    seat.shared.mesh.attach(seat.index, host.waker());
     let _ = ready.send(Ok(()));
-    CoreThread::new(plan.index, core_count, plan.core, plan.quic, host, shared, turn_wait_us, drain_timeout_ms).run()
+    CoreThread::new(seat, plan.core, plan.quic, host).run()
 }
 
 fn wait_ready(ready: &Receiver<Result<(), ServeError>>, core_count: u16) -> Result<(), ServeError> {

@@ -42,10 +42,7 @@ impl Node {
             let data = DataDir::open_or_format(&config).expect("a data directory");
             serve(&config, &data, &handle, |ready| sender.send(ready.clone()).expect("awaited"), |_| {})
         });
-        let ready = match receiver.recv() {
-            Ok(ready) => ready,
-            Err(_) => panic!("the node did not start: {:?}", thread.join()),
-        };
+        let Ok(ready) = receiver.recv() else { panic!("the node did not start: {:?}", thread.join()) };
         Node { ready, control, thread: Some(thread) }
     }
 
@@ -116,7 +113,10 @@ async fn round_trip(node: &Node, count: u32) -> HashSet<String> {
         let due = Due::After(u64::from(count) % 300);
         publisher.publish(topic, &EventSpec::new(due, id, id.as_bytes())).await.expect("accepted");
     }
-    tokio::time::timeout(Duration::from_secs(30), running).await.expect("all arrived in time").expect("no panic");
+    tokio::time::timeout(Duration::from_secs(30), running)
+        .await
+        .expect("all arrived in time")
+        .expect("no panic");
     receiver.try_iter().collect()
 }
 
