@@ -1,6 +1,6 @@
 //! Holds a node to its promises.
 //!
-//! One auditor judges one subscription of one load. It is told, in the order in which the caller
+//! One auditor judges one load whose topics have one subscription each. It is told, in the order in which the caller
 //! learns of it: [`Auditor::published`] before an event's bytes leave, [`Auditor::acknowledged`] or
 //! [`Auditor::refused`] when its receipt arrives, [`Auditor::pushed`] for every attempt that arrives,
 //! and [`Auditor::finished`] just before the attempt's result leaves.
@@ -54,7 +54,7 @@ pub enum Verdict {
         /// Arrival after the due time, in ns; 0 where it was early.
         lateness_ns: u64,
     },
-    /// A later attempt, as planned, or a duplicate.
+    /// A later attempt, as planned, a duplicate, or one of an event that was never published.
     Again {
         /// The event's number.
         n: u64,
@@ -100,7 +100,7 @@ pub struct Report {
     pub foreign: u64,
     /// Acknowledged, and not finished yet: lost, where nothing more will come.
     pub outstanding: u64,
-    /// Most attempts that ran at once.
+    /// Most attempts of one subscription that ran at once.
     pub running_most: u64,
     /// Pushed before their due time.
     pub early: Breaches,
@@ -137,19 +137,23 @@ impl Report {
     }
 }
 
-/// Judges one subscription of one load.
+/// Judges one load whose topics have one subscription each.
 #[derive(Debug)]
 pub struct Auditor {
     workload: Workload,
     running_limit: u64,
     table: Table,
     keys: Keys,
-    running: u64,
+    /// Attempts that run now, by topic.
+    running: Vec<u64>,
+    /// Attempts at events of other loads that run now.
+    running_foreign: u64,
     report: Report,
 }
 
 impl Auditor {
-    /// Judges the events of `workload`, pushed under a limit of `max_concurrent` attempts at once (0: none).
+    /// Judges the events of `workload`, pushed under a limit of `max_concurrent` attempts at once for
+    /// each subscription (0: none).
     #[must_use]
     pub fn new(workload: Workload, max_concurrent: u32) -> Self {
         Auditor {
@@ -157,7 +161,8 @@ impl Auditor {
             running_limit: if max_concurrent == 0 { u64::MAX } else { max_concurrent.into() },
             table: Table::default(),
             keys: Keys::new(workload.config().keys),
-            running: 0,
+            running: vec![0; workload.config().topics as usize],
+            running_foreign: 0,
             report: Report::default(),
         }
     }
@@ -223,13 +228,15 @@ impl Auditor {
     /// An attempt arrived.
     pub fn pushed(&mut self, push: &Pushed<'_>) -> Verdict {
         self.report.dispatched += 1;
-        self.running += 1;
-        self.report.running_most = self.report.running_most.max(self.running);
         let Some(n) = self.workload.number(push.id) else {
             self.report.foreign += 1;
+            self.running_foreign += 1;
             return Verdict::Foreign;
         };
-        if self.running > self.running_limit {
+        let running = &mut self.running[self.workload.topic(n) as usize];
+        *running += 1;
+        self.report.running_most = self.report.running_most.max(*running);
+        if *running > self.running_limit {
             self.report.over_limit.add(n);
         }
         if !self.workload.is_data(n, push.data) {
@@ -245,7 +252,7 @@ impl Auditor {
             }
             Found::Unknown => {
                 self.report.wrong_payload.add(n);
-                return Verdict::Foreign;
+                return Verdict::Again { n };
             }
         };
         if let Some(key) = self.workload.key(n)
@@ -299,7 +306,11 @@ impl Auditor {
     /// # Panics
     /// If no attempt is running: a mistake of the caller.
     pub fn finished(&mut self, n: Option<u64>, result: AttemptResult) {
-        self.running = self.running.checked_sub(1).expect("what finishes was running");
+        let running = match n {
+            Some(n) => &mut self.running[self.workload.topic(n) as usize],
+            None => &mut self.running_foreign,
+        };
+        *running = running.checked_sub(1).expect("what finishes was running");
         let Some(n) = n else { return };
         let retry = result == AttemptResult::RetryableFailure;
         let entry = self.table.get(n).filter(|entry| !entry.is_finished());

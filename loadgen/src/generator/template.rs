@@ -45,11 +45,9 @@ impl EventTemplate {
         self.bytes.len()
     }
 
-    /// Appends event `n`, due at `due`, padded to a multiple of 8.
-    pub fn append(&self, n: u64, due: WallMs, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend_from_slice(&self.bytes);
-        let event = &mut out[start..];
+    /// Event `n`, due at `due`, padded to a multiple of 8.
+    pub fn event(&mut self, n: u64, due: WallMs) -> &[u8] {
+        let event = &mut self.bytes[..];
         event[8..16].copy_from_slice(&due.0.to_le_bytes());
         event[self.id_at..self.id_at + ID_SIZE_BYTES].copy_from_slice(&self.workload.id(n));
         if let Some(key) = self.workload.key(n) {
@@ -57,6 +55,7 @@ impl EventTemplate {
         }
         let data_end = self.data_at + self.workload.config().payload_size_bytes;
         self.workload.fill_data(n, &mut event[self.data_at..data_end]);
+        event
     }
 }
 
@@ -69,12 +68,12 @@ mod tests {
     fn a_patched_template_is_byte_for_byte_the_event_that_the_protocol_encodes() {
         for (keys, payload_size_bytes) in [(0, 128), (5, 128), (5, 0), (0, 3)] {
             let workload = Workload::new(WorkloadConfig { keys, payload_size_bytes, ..Default::default() });
-            let template = EventTemplate::new(workload).expect("small enough");
+            let mut template = EventTemplate::new(workload).expect("small enough");
             let mut patched = Vec::new();
             let mut encoded = Vec::new();
             for n in [0, 1, 77, 0xff_ffff_ffff] {
                 let due = WallMs(1_795_000_000_000 + n);
-                template.append(n, due, &mut patched);
+                patched.extend_from_slice(template.event(n, due));
                 let (id, key) = (workload.id(n), workload.key(n).map(|key| workload.key_bytes(key)));
                 let mut data = vec![0; payload_size_bytes];
                 workload.fill_data(n, &mut data);

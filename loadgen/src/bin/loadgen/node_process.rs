@@ -1,0 +1,200 @@
+//! The node as a process of its own, and what the operating system counts of it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tempfile::TempDir;
+
+use crate::NODE_ARGUMENT;
+use crate::args::Args;
+use crate::sys;
+use crate::units::sha256;
+
+/// How long a node that was asked to end may drain before it is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+/// A running node. Dropped, it is ended, and its temporary data removed.
+#[derive(Debug)]
+pub(crate) struct NodeProcess {
+    child: Child,
+    pub(crate) addr: SocketAddr,
+    pub(crate) cert_sha256: [u8; 32],
+    /// Kept open, so that the node can print.
+    _stdout: BufReader<ChildStdout>,
+    _data: Option<TempDir>,
+}
+
+impl NodeProcess {
+    /// Starts a node on these CPUs and waits until it takes connections.
+    pub(crate) fn start(args: &Args, cpus: &[usize]) -> Result<Self> {
+        let (directory, path) = data_directory(args)?;
+        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+        command
+            .args([NODE_ARGUMENT, "serve", "--listen", "127.0.0.1:0", "--data"])
+            .arg(&path)
+            .args(["--mtu", &args.mtu().to_string()])
+            .args(&args.node_arg)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        sys::prepare_child(&mut command, sys::cpu_set(cpus));
+        let mut child = command.spawn().context("starting the node")?;
+        let stdout = child.stdout.take().ok_or_else(|| anyhow!("the node has no standard output"))?;
+        let mut stdout = BufReader::new(stdout);
+        let mut line = String::new();
+        // Ends when the node prints or dies; a node that does neither is ended by hand.
+        let read = stdout.read_line(&mut line);
+        let started = read.context("reading what the node prints").and_then(|_| address(&line));
+        match started {
+            Ok((addr, cert_sha256)) => {
+                Ok(NodeProcess { child, addr, cert_sha256, _stdout: stdout, _data: directory })
+            }
+            Err(error) => {
+                stop(&mut child);
+                Err(error)
+            }
+        }
+    }
+
+    /// What the operating system counts of the node now.
+    pub(crate) fn sample(&self) -> NodeSample {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let read = |file| fs::read_to_string(process.join(file)).unwrap_or_default();
+        NodeSample {
+            cpu: cpu_of(&read("stat")),
+            rss_peak_bytes: field(&read("status"), "VmHWM:") * 1_024,
+            written_bytes: field(&read("io"), "write_bytes:"),
+        }
+    }
+
+    /// Whether the node has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        stop(&mut self.child);
+    }
+}
+
+fn stop(child: &mut Child) {
+    if !matches!(child.try_wait(), Ok(None)) {
+        return;
+    }
+    sys::terminate(child);
+    let asked = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) {
+        if asked.elapsed() > STOP_WITHIN {
+            let _ = child.kill();
+            let _ = child.wait();
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn data_directory(args: &Args) -> Result<(Option<TempDir>, PathBuf)> {
+    let (directory, path) = match &args.data {
+        Some(path) => {
+            fs::create_dir_all(path).with_context(|| format!("--data {}", path.display()))?;
+            (None, path.clone())
+        }
+        None => {
+            let directory = tempfile::Builder::new()
+                .prefix("escapement-loadgen-")
+                .tempdir_in(default_place())
+                .context("a temporary directory: name one with --data DIR")?;
+            let path = directory.path().to_owned();
+            (Some(directory), path)
+        }
+    };
+    let in_memory = sys::is_in_memory(&path).with_context(|| format!("--data {}", path.display()))?;
+    if in_memory && !args.allow_tmpfs {
+        bail!(
+            "{} lies in memory, where durability costs nothing: name a directory on a disk with --data DIR, or say \
+             --allow-tmpfs",
+            path.display()
+        );
+    }
+    Ok((directory, path))
+}
+
+/// The system's place for temporary files, or, where that lies in memory, the one that survives a restart.
+fn default_place() -> PathBuf {
+    let usual = std::env::temp_dir();
+    match sys::is_in_memory(&usual) {
+        Ok(true) if Path::new("/var/tmp").is_dir() => PathBuf::from("/var/tmp"),
+        _ => usual,
+    }
+}
+
+/// Reads `listening on ADDR cert-sha256 HEX`.
+fn address(line: &str) -> Result<(SocketAddr, [u8; 32])> {
+    let wrong =
+        || anyhow!("the node did not say where it listens; it said {:?}, and why is above", line.trim());
+    let (addr, cert) = line
+        .trim()
+        .strip_prefix("listening on ")
+        .and_then(|rest| rest.split_once(" cert-sha256 "))
+        .ok_or_else(wrong)?;
+    Ok((addr.parse().map_err(|_| wrong())?, sha256(cert).map_err(|_| wrong())?))
+}
+
+/// Figures of a process at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NodeSample {
+    /// CPU time used so far, over all threads, kernel included.
+    pub(crate) cpu: Duration,
+    /// Most memory resident at once so far.
+    pub(crate) rss_peak_bytes: u64,
+    /// Bytes that it had written to disks so far.
+    pub(crate) written_bytes: u64,
+}
+
+/// User and system time: the 14th and 15th field, counted after the command's name, which may hold anything.
+fn cpu_of(stat: &str) -> Duration {
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 =
+        after_name.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+    Duration::from_secs_f64(ticks as f64 / sys::ticks_per_second() as f64)
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// CPU time that this process has used so far.
+pub(crate) fn own_cpu() -> Duration {
+    cpu_of(&fs::read_to_string("/proc/self/stat").unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_first_line_is_read_and_anything_else_is_quoted() {
+        let line = format!("listening on 127.0.0.1:4433 cert-sha256 {}\n", "ab".repeat(32));
+        let (addr, cert) = address(&line).expect("the line that nodes print");
+        assert_eq!((addr.port(), cert), (4433, [0xab; 32]));
+        assert!(address("").is_err_and(|error| error.to_string().contains("\"\"")));
+        assert!(address("listening on nowhere cert-sha256 00").is_err());
+    }
+
+    #[test]
+    fn figures_are_found_whatever_the_command_is_called() {
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0";
+        let expected = 200.0 / sys::ticks_per_second() as f64;
+        assert_eq!(cpu_of(stat), Duration::from_secs_f64(expected));
+        assert_eq!(field("VmPeak: 9 kB\nVmHWM:\t  1234 kB\n", "VmHWM:"), 1_234);
+        assert_eq!(field("", "VmHWM:"), 0);
+        assert!(own_cpu() < Duration::from_secs(3_600));
+    }
+}
