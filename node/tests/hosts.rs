@@ -17,6 +17,9 @@ use escapement_wal::{AlignedBuf, DiskCompletion, DiskOp, FileId, OpId};
 use quinn_proto::{EcnCodepoint, Transmit};
 use tempfile::TempDir;
 
+#[path = "hosts/measure.rs"]
+mod measure;
+
 /// How long anything may take before a test calls it lost.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHARD: ShardId = ShardId(7);

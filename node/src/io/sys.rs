@@ -62,7 +62,7 @@ pub(super) fn eventfd_drain(fd: BorrowedFd<'_>) {
     let _ = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
 }
 
-/// How late the kernel may run this thread's timers, in ns. The default of 50 µs is half of a quiet node's lateness.
+/// How late the kernel may run this thread's timers, in ns. The default of 50 µs doubles the lateness of `ppoll`.
 pub(super) fn set_timer_slack(slack_ns: u32) {
     // SAFETY: PR_SET_TIMERSLACK takes a number and touches this thread's slack only.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, libc::c_ulong::from(slack_ns), 0, 0, 0) };

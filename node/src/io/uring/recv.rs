@@ -13,7 +13,7 @@ use super::super::message::{self, CONTROL_SIZE_BYTES, NAME_SIZE_BYTES};
 use super::super::{Datagram, IoStats};
 
 /// Buffers lent to the kernel. A power of two.
-const BUFFER_COUNT: u16 = 128;
+const BUFFER_COUNT: u16 = 64;
 /// Message header, name, control messages and the largest message, rounded up to whole cache lines.
 const BUFFER_SIZE_BYTES: usize = (16 + NAME_SIZE_BYTES + CONTROL_SIZE_BYTES + 65_536).next_multiple_of(64);
 /// The buffer group's number in the ring.
