@@ -1,4 +1,4 @@
-//! Storage of a slot's entries: chunks of 31 keys from one pool, so that a slot grows without
+//! Storage of a slot's entries: chunks of 31 entries from one pool, so that a slot grows without
 //! copying, an empty slot costs 8 bytes, and a dense wheel costs 8.3 bytes an entry.
 
 /// Entries of one chunk: with its link, 256 bytes.
@@ -17,7 +17,7 @@ struct Chunk {
     entries: [u64; CHUNK_ENTRIES as usize],
 }
 
-/// A stack of keys. All chunks but the newest are full, so the count also says where the newest ends.
+/// A stack of entries. All chunks but the newest are full, so the count also says where the newest ends.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Slot {
     newest: u32,
@@ -32,7 +32,7 @@ impl Slot {
 
 #[derive(Default)]
 pub(super) struct Chunks {
-    pages: Vec<Box<[Chunk]>>,
+    pages: Vec<Box<[Chunk; PAGE_CHUNKS]>>,
     free: u32,
 }
 
@@ -56,27 +56,29 @@ impl Chunks {
         let first = self.pages.len() * PAGE_CHUNKS + 1;
         let number = |index: usize| u32::try_from(index).expect("fewer than 2^32 chunks: 1 TiB of entries");
         let last = first + PAGE_CHUNKS - 1;
-        let page = (first..=last).map(|at| Chunk {
-            next: if at == last { NONE } else { number(at + 1) },
-            entries: [0; CHUNK_ENTRIES as usize],
-        });
-        self.pages.push(page.collect());
+        let page: Vec<Chunk> = (first..=last)
+            .map(|at| Chunk {
+                next: if at == last { NONE } else { number(at + 1) },
+                entries: [0; CHUNK_ENTRIES as usize],
+            })
+            .collect();
+        self.pages.push(page.try_into().ok().expect("a page's length"));
         self.free = number(first);
     }
 
     #[inline]
-    pub(super) fn push(&mut self, slot: &mut Slot, key: u64) {
+    pub(super) fn push(&mut self, slot: &mut Slot, entry: u64) {
         let at = slot.count % CHUNK_ENTRIES;
         if at == 0 {
             let chunk = self.take();
             self.at(chunk).next = slot.newest;
             slot.newest = chunk;
         }
-        self.at(slot.newest).entries[at as usize] = key;
+        self.at(slot.newest).entries[at as usize] = entry;
         slot.count += 1;
     }
 
-    /// Takes the newest key.
+    /// Takes the newest entry.
     #[inline]
     pub(super) fn pop(&mut self, slot: &mut Slot) -> Option<u64> {
         let last = slot.count.checked_sub(1)?;
@@ -84,13 +86,13 @@ impl Chunks {
         let newest = slot.newest;
         let free = self.free;
         let chunk = self.at(newest);
-        let key = chunk.entries[at as usize];
+        let entry = chunk.entries[at as usize];
         slot.count = last;
         if at == 0 {
             slot.newest = std::mem::replace(&mut chunk.next, free);
             self.free = newest;
         }
-        Some(key)
+        Some(entry)
     }
 
     /// Gives all memory back. Only while no slot holds an entry.
@@ -101,7 +103,6 @@ impl Chunks {
 
     /// Bytes held, those of free chunks included.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.pages.len() * PAGE_CHUNKS * size_of::<Chunk>()
-            + self.pages.capacity() * size_of::<Box<[Chunk]>>()
+        self.pages.len() * PAGE_CHUNKS * size_of::<Chunk>() + self.pages.capacity() * size_of::<Box<Chunk>>()
     }
 }

@@ -6,62 +6,63 @@
 
 use super::chunks::{Chunks, Slot};
 
-/// log2 of a window's slots.
-pub(super) const WINDOW_BITS: u32 = 11;
+pub(super) const LEVELS: usize = 4;
 
-/// Slots of a ring: two windows.
-const SLOTS: usize = 2 << WINDOW_BITS;
-
-const WORDS: usize = SLOTS / 64;
-
-const _: () = assert!(WORDS == 64, "the summary is one word");
+/// log2 of the width in ticks of a slot of each level, and last of the top level's window.
+const SHIFTS: [u32; LEVELS + 1] = [0, 8, 16, 27, 38];
 
 /// log2 of the width in ticks of a slot of `level`; of `level + 1`, log2 of the width of a window of `level`.
 pub(super) const fn shift(level: usize) -> u32 {
-    WINDOW_BITS * level as u32
+    SHIFTS[level]
 }
 
 pub(super) struct Level {
     slots: Box<[Slot]>,
     /// Bit per slot that holds entries.
-    occupied: [u64; WORDS],
+    occupied: Box<[u64]>,
     /// Bit per word of `occupied` that is not zero.
     summary: u64,
 }
 
 impl Level {
-    pub(super) fn new() -> Self {
-        Level { slots: vec![Slot::default(); SLOTS].into_boxed_slice(), occupied: [0; WORDS], summary: 0 }
+    pub(super) fn new(level: usize) -> Self {
+        let slots = 2 << (shift(level + 1) - shift(level));
+        assert!(slots % 64 == 0 && slots <= 64 * 64, "the summary is one word");
+        Level {
+            slots: vec![Slot::default(); slots].into_boxed_slice(),
+            occupied: vec![0; slots / 64].into_boxed_slice(),
+            summary: 0,
+        }
     }
 
-    fn index(number: u64) -> usize {
-        number as usize % SLOTS
+    fn index(&self, number: u64) -> usize {
+        number as usize & (self.slots.len() - 1)
     }
 
     #[inline]
-    pub(super) fn push(&mut self, number: u64, key: u64, chunks: &mut Chunks) {
-        let index = Self::index(number);
-        chunks.push(&mut self.slots[index], key);
+    pub(super) fn push(&mut self, number: u64, entry: u64, chunks: &mut Chunks) {
+        let index = self.index(number);
+        chunks.push(&mut self.slots[index], entry);
         self.occupied[index / 64] |= 1 << (index % 64);
         self.summary |= 1 << (index / 64);
     }
 
-    /// Takes the newest key of a slot.
+    /// Takes the newest entry of a slot.
     #[inline]
     pub(super) fn pop(&mut self, number: u64, chunks: &mut Chunks) -> Option<u64> {
-        let index = Self::index(number);
-        let key = chunks.pop(&mut self.slots[index])?;
+        let index = self.index(number);
+        let entry = chunks.pop(&mut self.slots[index])?;
         if self.slots[index].len() == 0 {
             self.occupied[index / 64] &= !(1 << (index % 64));
             if self.occupied[index / 64] == 0 {
                 self.summary &= !(1 << (index / 64));
             }
         }
-        Some(key)
+        Some(entry)
     }
 
     pub(super) fn slot_len(&self, number: u64) -> usize {
-        self.slots[Self::index(number)].len()
+        self.slots[self.index(number)].len()
     }
 
     /// The first slot with entries, from number `from` once around the ring.
@@ -69,22 +70,35 @@ impl Level {
         if self.summary == 0 {
             return None;
         }
-        let start = Self::index(from);
+        let start = self.index(from);
         let (word, bit) = (start / 64, start % 64);
         let here = self.occupied[word] >> bit;
         if here != 0 {
             return Some(from + u64::from(here.trailing_zeros()));
         }
         // Words after this one, then around; this one again last, for the slots before `start`.
-        let rotated = self.summary.rotate_right(word as u32 + 1);
-        let ahead = rotated.trailing_zeros() as usize;
-        let found = (word + 1 + ahead) % WORDS;
+        let after = self.summary & (u64::MAX << word << 1);
+        let found = if after == 0 { self.summary } else { after }.trailing_zeros() as usize;
         let index = found * 64 + self.occupied[found].trailing_zeros() as usize;
-        Some(from + ((index + SLOTS - start) % SLOTS) as u64)
+        Some(from + (index.wrapping_sub(start) & (self.slots.len() - 1)) as u64)
+    }
+
+    pub(super) fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Puts entries back where they came from, into a slot that is empty.
+    pub(super) fn put_back(&mut self, number: u64, entries: Slot) {
+        let index = self.index(number);
+        if entries.len() > 0 {
+            self.slots[index] = entries;
+            self.occupied[index / 64] |= 1 << (index % 64);
+            self.summary |= 1 << (index / 64);
+        }
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.slots.len() * size_of::<Slot>() + size_of::<Self>()
+        self.slots.len() * size_of::<Slot>() + self.occupied.len() * size_of::<u64>()
     }
 }
 
@@ -94,9 +108,14 @@ mod tests {
 
     #[test]
     fn the_first_occupied_slot_is_found_around_the_ring() {
-        for from in [0, 1, 63, 64, 2_047, 4_095, 1 << 40, (1 << 40) + 4_000] {
-            for ahead in [0, 1, 62, 63, 64, 65, 2_048, 4_032, 4_095] {
-                let (mut level, mut chunks) = (Level::new(), Chunks::default());
+        for (of, slots) in [(0, 512), (3, 4_096)] {
+            let froms = [0, 1, 63, 64, 255, 511, 2_047, 4_095, 1 << 40, (1 << 40) + 4_000];
+            let distances = [0, 1, 62, 63, 64, 65, 500, 511, 2_048, 4_032, 4_095];
+            for (from, ahead) in froms.into_iter().flat_map(|from| distances.map(|ahead| (from, ahead))) {
+                if ahead >= slots {
+                    continue;
+                }
+                let (mut level, mut chunks) = (Level::new(of), Chunks::default());
                 assert_eq!(level.first_occupied(from), None);
                 level.push(from + ahead, 7, &mut chunks);
                 assert_eq!(level.first_occupied(from), Some(from + ahead), "{from} + {ahead}");

@@ -1,10 +1,12 @@
 //! The timing wheel: which keys are due, in order, and when to look again.
 //!
-//! Four levels of 4,096 slots, 1 ms to 99 days wide; the farthest slot lies more than a thousand years
-//! ahead. A slot is an append-only stack of 8-byte keys. The wheel stores no due times and forgets
-//! nothing on a cancel: wherever it meets a key, it asks the owner's table, and a key whose due time is
-//! gone or another one vanishes. So cancelling and rescheduling cost the owner's table only, and an
-//! entry costs 8.3 bytes. `docs/decisions/0003-wheel.md` has the measured alternative.
+//! Four levels of slots 1 ms, 256 ms, 66 s and 37 hours wide; the farthest slot lies 17 years ahead. A
+//! slot is an append-only stack of 8-byte entries: a key of 48 bits, and the low 16 bits of its due
+//! time, which with the slot's number are the whole due time on all levels but the top one. A cancel
+//! does not touch the wheel: before it yields a key, it asks the owner's table, and a key whose due time
+//! is gone or another one vanishes. So cancelling and rescheduling cost the owner's table only, an entry
+//! costs 8.3 bytes, and moving down costs no look-up. `docs/decisions/0003-wheel.md` has the measured
+//! alternative.
 //!
 //! What holds:
 //! * A key is never yielded before its tick, and never twice for one insertion.
@@ -17,13 +19,15 @@
 
 mod chunks;
 mod level;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
 use chunks::Chunks;
-use level::{Level, WINDOW_BITS, shift};
+use level::{LEVELS, Level, shift};
+use sweep::Sweep;
 
 /// A moment of the wall clock in milliseconds since the Unix epoch: the wheel's resolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,17 +38,23 @@ impl Tick {
     pub const MAX: Tick = Tick((1 << 48) - 1);
 }
 
-const LEVELS: usize = 4;
+/// Largest key: what 48 bits hold, as a [`Sequence`](escapement_protocol::Sequence).
+pub const KEY_MAX: u64 = (1 << (64 - DUE_BITS)) - 1;
+
+/// Low bits of the due time in an entry: as many as the widest slot below the top level has.
+const DUE_BITS: u32 = shift(TOP - 1);
+
 const TOP: usize = LEVELS - 1;
 
 /// Farthest slot of the top level that an entry is put into, counted from the current one. What is due
 /// later still waits there, and is placed again when that slot's time comes.
-const TOP_AHEAD_MAX: u64 = (1 << WINDOW_BITS) - 1;
+const TOP_AHEAD_MAX: u64 = 4_000;
 
 const _: () = assert!(
-    TOP_AHEAD_MAX << shift(TOP) > 20 * 366 * 86_400_000,
+    TOP_AHEAD_MAX << shift(TOP) > 15 * 366 * 86_400_000,
     "the horizon holds the longest delay with slack"
 );
+const _: () = assert!(TOP_AHEAD_MAX < 2 << (shift(LEVELS) - shift(TOP)), "and the top ring holds it");
 
 /// Keys met in one call beyond its limit, per key of the limit: what a crowd of cancelled keys costs at most.
 const DEAD_PER_YIELD: usize = 4;
@@ -69,8 +79,9 @@ pub struct Wheel {
     run_head: usize,
     /// Inserted when already due, not yet merged into the run.
     fresh: Vec<Due>,
-    /// Entries in slots.
+    /// Entries in slots, and set aside from them.
     stored: usize,
+    sweep: Sweep,
 }
 
 impl fmt::Debug for Wheel {
@@ -91,13 +102,14 @@ impl Wheel {
     pub fn new(now: Tick) -> Self {
         assert!(now <= Tick::MAX, "the wheel's time fits 48 bits");
         Wheel {
-            levels: std::array::from_fn(|_| Level::new()),
+            levels: std::array::from_fn(Level::new),
             chunks: Chunks::default(),
             cursor: now.0,
             run: Vec::new(),
             run_head: 0,
             fresh: Vec::new(),
             stored: 0,
+            sweep: Sweep::default(),
         }
     }
 
@@ -108,10 +120,10 @@ impl Wheel {
     /// vanishes by itself.
     ///
     /// # Panics
-    /// If `due` is later than [`Tick::MAX`].
+    /// If `due` is later than [`Tick::MAX`], or `key` larger than [`KEY_MAX`].
     #[inline]
     pub fn insert(&mut self, due: Tick, key: u64) {
-        assert!(due <= Tick::MAX, "a due time fits 48 bits");
+        assert!(due <= Tick::MAX && key <= KEY_MAX, "due times and keys fit 48 bits");
         if due.0 < self.cursor {
             self.fresh.push(Due { tick: due.0, key });
         } else {
@@ -124,7 +136,7 @@ impl Wheel {
     /// tick, then by key, at most `limit` of them. Answers whether more is due: then call again.
     ///
     /// `due_of` is the owner's table: the due time of a key, or `None` for one that is cancelled. It is
-    /// asked right before a key is yielded, and each time an entry moves down a level. A `to` before that
+    /// asked right before a key is yielded, and when an entry comes down from the top level. A `to` before that
     /// of an earlier call counts as that one. A call that met many cancelled keys may answer that more is
     /// due although it yielded fewer than `limit`.
     pub fn advance(
@@ -185,7 +197,7 @@ impl Wheel {
         if self.cursor > to {
             return false;
         }
-        let window_end = ((self.cursor >> WINDOW_BITS) + 1) << WINDOW_BITS;
+        let window_end = ((self.cursor >> shift(1)) + 1) << shift(1);
         match self.levels[0].first_occupied(self.cursor) {
             Some(tick) if tick < window_end && tick <= to => {
                 self.take_tick(tick);
@@ -202,7 +214,7 @@ impl Wheel {
     }
 
     /// When [`Wheel::advance`] should next be called: nothing is due before. It is the next due tick
-    /// itself where that lies within 2 seconds, unless its key was cancelled; a slot's start farther out.
+    /// itself where that lies within 256 ms, unless its key was cancelled; a slot's start farther out.
     #[must_use]
     pub fn next_due(&self) -> Option<Tick> {
         let waiting = self.run.get(self.run_head).into_iter().chain(&self.fresh).map(|d| d.tick).min();
@@ -231,14 +243,22 @@ impl Wheel {
 
     #[inline]
     fn place(&mut self, due: u64, key: u64) {
+        let entry = (key << DUE_BITS) | (due & ((1 << DUE_BITS) - 1));
         for level in 0..TOP {
             let window = shift(level + 1);
             if (due >> window) - (self.cursor >> window) <= 1 {
-                return self.levels[level].push(due >> shift(level), key, &mut self.chunks);
+                return self.levels[level].push(due >> shift(level), entry, &mut self.chunks);
             }
         }
         let farthest = (self.cursor >> shift(TOP)) + TOP_AHEAD_MAX;
-        self.levels[TOP].push((due >> shift(TOP)).min(farthest), key, &mut self.chunks);
+        self.levels[TOP].push((due >> shift(TOP)).min(farthest), entry, &mut self.chunks);
+    }
+
+    /// The due time of an entry, as it was when it was inserted. Not known on the top level.
+    #[inline]
+    fn due_in(level: usize, number: u64, entry: u64) -> u64 {
+        debug_assert!(level < TOP);
+        (number << shift(level)) | (entry & ((1 << shift(level)) - 1))
     }
 
     /// First tick at which an entry in a slot can be due.
@@ -252,8 +272,8 @@ impl Wheel {
     /// Moves the keys of one tick into the run, which is empty.
     fn take_tick(&mut self, tick: u64) {
         self.run.reserve(self.levels[0].slot_len(tick));
-        while let Some(key) = self.levels[0].pop(tick, &mut self.chunks) {
-            self.run.push(Due { tick, key });
+        while let Some(entry) = self.levels[0].pop(tick, &mut self.chunks) {
+            self.run.push(Due { tick, key: entry >> DUE_BITS });
         }
         self.stored -= self.run.len();
         self.run.sort_unstable_by_key(|d| d.key);
@@ -314,17 +334,19 @@ impl Wheel {
         most: usize,
         due_of: &mut impl FnMut(u64) -> Option<u64>,
     ) {
+        self.end_sweep_of(level, number);
         for _ in 0..most {
-            let Some(key) = self.levels[level].pop(number, &mut self.chunks) else { return };
-            self.stored -= 1;
-            let Some(due) = due_of(key) else { continue };
-            // A due time outside the slot is that of a rescheduled key, which has another entry. Only the
-            // top level also holds entries that are due later than their slot.
-            let slot = due >> shift(level);
-            if slot == number || (slot > number && level == TOP) {
-                debug_assert!(due >= self.cursor, "a slot comes down before its first tick");
-                self.place(due, key);
-                self.stored += 1;
+            let Some(entry) = self.levels[level].pop(number, &mut self.chunks) else { return };
+            let key = entry >> DUE_BITS;
+            if level < TOP {
+                self.place(Self::due_in(level, number, entry), key);
+                continue;
+            }
+            // One that is due before the slot was rescheduled, and has another entry. One that is due
+            // later lay beyond the horizon, or was rescheduled.
+            match due_of(key).filter(|due| due >> shift(TOP) >= number) {
+                Some(due) => self.place(due, key),
+                None => self.stored -= 1,
             }
         }
     }
@@ -340,7 +362,8 @@ impl Wheel {
             }
             let passed = self.cursor - from.max(window << shift(level + 1));
             let left = ((window + 1) << shift(level + 1)) - self.cursor;
-            let share = u128::from(waiting) * u128::from(passed) / u128::from(passed + left);
+            // A slot holds fewer than 2^32 entries, a window fewer than 2^31 ticks.
+            let share = waiting * passed / (passed + left);
             let most = share as usize + usize::from(passed > 0);
             self.bring_down(level + 1, window + 1, most, due_of);
         }

@@ -62,6 +62,13 @@ impl Model {
         more
     }
 
+    fn sweep(&mut self, most: usize) -> bool {
+        let due_of = &self.due_of;
+        let ended = self.wheel.sweep(most, |key| due_of.get(&key).copied().map(Tick));
+        assert!(self.wheel.len() >= self.waiting.len());
+        ended
+    }
+
     fn advance_fully(&mut self, by: u64, limit: usize) {
         let mut by = by;
         while self.advance(by, limit) {
@@ -78,6 +85,7 @@ enum Op {
     Advance { by: u64, limit: usize },
     AdvanceFully { by: u64, limit: usize },
     FollowNextDue,
+    Sweep { most: usize },
 }
 
 /// Times around every border: ticks, windows, levels, decades.
@@ -104,6 +112,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (span(), 0..6usize).prop_map(|(by, limit)| Op::Advance { by, limit }),
         2 => (span(), 1..6usize).prop_map(|(by, limit)| Op::AdvanceFully { by, limit }),
         2 => Just(Op::FollowNextDue),
+        2 => prop_oneof![0..8usize, Just(1_000)].prop_map(|most| Op::Sweep { most }),
     ]
 }
 
@@ -134,6 +143,9 @@ proptest! {
                     model.advance(by, limit);
                 }
                 Op::AdvanceFully { by, limit } => model.advance_fully(by, limit),
+                Op::Sweep { most } => {
+                    model.sweep(most);
+                }
                 Op::FollowNextDue => {
                     if let Some(next) = model.wheel.next_due() {
                         model.advance_fully(next.0.saturating_sub(model.now), 3);
@@ -218,21 +230,59 @@ fn memory_is_near_that_of_the_keys_and_returns() {
 #[test]
 fn entries_come_down_gradually_while_time_passes() {
     let mut wheel = Wheel::new(Tick(0));
-    // All of them in the window from 4,096 on, which is entered from the one before.
-    for key in 0..100_000u64 {
-        wheel.insert(Tick(4_096 + key % 2_048), key);
+    // All of them in one slot of 66 seconds, two further on.
+    for key in 0..300_000 {
+        wheel.insert(Tick(131_072 + key % 65_536), key);
     }
-    let mut most = 0;
-    let mut out = Vec::new();
-    for now in 0..4_096 {
-        let mut looks = 0;
-        let look = |key: u64| {
-            looks += 1;
-            Some(Tick(4_096 + key % 2_048))
-        };
-        assert!(!wheel.advance(Tick(now), usize::MAX, look, &mut out));
-        most = most.max(looks);
+    let (mut out, mut most, mut before) = (Vec::new(), 0, 300_000);
+    for now in 0..131_072 {
+        assert!(!wheel.advance(Tick(now), usize::MAX, |_| None, &mut out));
+        let waiting = wheel.levels[2].slot_len(2);
+        most = most.max(before - waiting);
+        before = waiting;
     }
-    assert!(out.is_empty());
-    assert!(most < 500, "{most} entries moved in one millisecond");
+    assert_eq!((out.len(), before), (0, 0));
+    assert!(most < 10, "{most} entries came down in one millisecond");
+}
+
+#[test]
+fn a_sweep_drops_the_dead_and_keeps_the_living() {
+    let mut model = Model::new(1_800_000_000_000);
+    let spans = [600, 70_000, 1 << 24, 1 << 30, 1 << 36];
+    for key in 0..5_000u64 {
+        let span = spans[key as usize % spans.len()];
+        model.insert(key, model.now + span + key * 7_919 % span);
+    }
+    for key in (0..5_000).filter(|key| key % 4 != 0) {
+        model.cancel(key);
+    }
+    for key in (0..5_000).step_by(40) {
+        let due = model.due_of[&key];
+        model.insert(key, due + 5_000);
+    }
+    let mut calls = 1;
+    while !model.sweep(64) {
+        calls += 1;
+    }
+    assert!((5_000 / 64..200).contains(&calls), "{calls} calls of 64 for 5,000 entries");
+    assert_eq!(model.wheel.len(), 1_250);
+    while let Some(next) = model.wheel.next_due() {
+        model.advance_fully(next.0 - model.now, 100);
+    }
+    assert!(model.waiting.is_empty());
+}
+
+#[test]
+fn a_sweep_that_time_overtook_starts_on_what_is_there_now() {
+    let mut model = Model::new(0);
+    model.insert(1, 600);
+    model.insert(2, 600);
+    assert!(!model.sweep(1), "it rests in the middle of a slot");
+    model.advance_fully(131_000, 10);
+    assert!(model.waiting.is_empty());
+    // Once around the ring, in the place of that slot.
+    model.insert(3, 600 + (512 << 8));
+    assert!(model.sweep(10));
+    model.advance_fully(10_000, 10);
+    assert!(model.waiting.is_empty());
 }
