@@ -1,20 +1,19 @@
-//! Storage of a slot's entries: chunks of 31 entries from one pool, so that a slot grows without
-//! copying, an empty slot costs 8 bytes, and a dense wheel costs 8.3 bytes an entry.
+//! Storage of a slot's entries: chunks of 64 entries from one pool, so that a slot grows without
+//! copying, an empty slot costs 8 bytes, and a dense wheel costs 8.1 bytes an entry.
 
-/// Entries of one chunk: with its link, 256 bytes.
-const CHUNK_ENTRIES: u32 = 31;
+/// Entries of one chunk: 512 bytes, long enough for the processor to read ahead.
+pub(super) const CHUNK_ENTRIES: usize = 64;
 
 /// Chunks allocated together: 64 KiB.
-const PAGE_CHUNKS: usize = 256;
+const PAGE_CHUNKS: usize = 128;
 
 /// No chunk. Numbers of chunks count from 1, so that zeroed memory is a valid empty slot.
 const NONE: u32 = 0;
 
-#[derive(Clone, Copy)]
-struct Chunk {
-    /// The next older chunk of the slot, or of the free list.
-    next: u32,
-    entries: [u64; CHUNK_ENTRIES as usize],
+struct Page {
+    entries: [[u64; CHUNK_ENTRIES]; PAGE_CHUNKS],
+    /// Of each chunk the next older one of its slot, or of the free list.
+    next: [u32; PAGE_CHUNKS],
 }
 
 /// A stack of entries. All chunks but the newest are full, so the count also says where the newest ends.
@@ -32,67 +31,75 @@ impl Slot {
 
 #[derive(Default)]
 pub(super) struct Chunks {
-    pages: Vec<Box<[Chunk; PAGE_CHUNKS]>>,
+    pages: Vec<Box<Page>>,
     free: u32,
 }
 
 impl Chunks {
-    fn at(&mut self, chunk: u32) -> &mut Chunk {
+    #[inline]
+    fn page(&mut self, chunk: u32) -> (&mut Page, usize) {
         let index = chunk as usize - 1;
-        &mut self.pages[index / PAGE_CHUNKS][index % PAGE_CHUNKS]
+        (&mut self.pages[index / PAGE_CHUNKS], index % PAGE_CHUNKS)
     }
 
-    fn take(&mut self) -> u32 {
+    /// A chunk on top of `below`.
+    fn take(&mut self, below: u32) -> u32 {
         if self.free == NONE {
             self.grow();
         }
         let chunk = self.free;
-        self.free = self.at(chunk).next;
+        let (page, at) = self.page(chunk);
+        self.free = std::mem::replace(&mut page.next[at], below);
         chunk
     }
 
     #[cold]
     fn grow(&mut self) {
         let first = self.pages.len() * PAGE_CHUNKS + 1;
-        let number = |index: usize| u32::try_from(index).expect("fewer than 2^32 chunks: 1 TiB of entries");
-        let last = first + PAGE_CHUNKS - 1;
-        let page: Vec<Chunk> = (first..=last)
-            .map(|at| Chunk {
-                next: if at == last { NONE } else { number(at + 1) },
-                entries: [0; CHUNK_ENTRIES as usize],
-            })
-            .collect();
-        self.pages.push(page.try_into().ok().expect("a page's length"));
-        self.free = number(first);
+        let last = u32::try_from(first + PAGE_CHUNKS - 1).expect("fewer than 2^32 chunks: 1 TiB of entries");
+        // The last one ends the list.
+        let next = |at: usize| if at == PAGE_CHUNKS - 1 { NONE } else { (first + at) as u32 + 1 };
+        debug_assert!(self.free == NONE && last > NONE);
+        let page = Page { entries: [[0; CHUNK_ENTRIES]; PAGE_CHUNKS], next: std::array::from_fn(next) };
+        self.pages.push(Box::new(page));
+        self.free = first as u32;
     }
 
     #[inline]
     pub(super) fn push(&mut self, slot: &mut Slot, entry: u64) {
-        let at = slot.count % CHUNK_ENTRIES;
+        let at = slot.count as usize % CHUNK_ENTRIES;
         if at == 0 {
-            let chunk = self.take();
-            self.at(chunk).next = slot.newest;
-            slot.newest = chunk;
+            slot.newest = self.take(slot.newest);
         }
-        self.at(slot.newest).entries[at as usize] = entry;
+        let (page, chunk) = self.page(slot.newest);
+        page.entries[chunk][at] = entry;
         slot.count += 1;
     }
 
-    /// Takes the newest entry.
+    /// Takes up to `most` of the newest entries, as many as one chunk gives. They come in the order of
+    /// their insertion; none where the slot is empty or `most` is 0.
     #[inline]
-    pub(super) fn pop(&mut self, slot: &mut Slot) -> Option<u64> {
-        let last = slot.count.checked_sub(1)?;
-        let at = last % CHUNK_ENTRIES;
-        let newest = slot.newest;
-        let free = self.free;
-        let chunk = self.at(newest);
-        let entry = chunk.entries[at as usize];
-        slot.count = last;
-        if at == 0 {
-            slot.newest = std::mem::replace(&mut chunk.next, free);
+    pub(super) fn pop<'a>(
+        &mut self,
+        slot: &mut Slot,
+        most: usize,
+        into: &'a mut [u64; CHUNK_ENTRIES],
+    ) -> &'a [u64] {
+        if slot.count == 0 || most == 0 {
+            return &[];
+        }
+        let held = (slot.count as usize - 1) % CHUNK_ENTRIES + 1;
+        let taken = held.min(most);
+        let (free, newest) = (self.free, slot.newest);
+        let (page, chunk) = self.page(newest);
+        let into = &mut into[..taken];
+        into.copy_from_slice(&page.entries[chunk][held - taken..held]);
+        slot.count -= taken as u32;
+        if taken == held {
+            slot.newest = std::mem::replace(&mut page.next[chunk], free);
             self.free = newest;
         }
-        Some(entry)
+        into
     }
 
     /// Gives all memory back. Only while no slot holds an entry.
@@ -103,6 +110,6 @@ impl Chunks {
 
     /// Bytes held, those of free chunks included.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.pages.len() * PAGE_CHUNKS * size_of::<Chunk>() + self.pages.capacity() * size_of::<Box<Chunk>>()
+        self.pages.len() * size_of::<Page>() + self.pages.capacity() * size_of::<Box<Page>>()
     }
 }

@@ -4,7 +4,7 @@
 //! as wide as one slot of the level above, so a slot above moves down while the window before it
 //! still runs, a little at each call, and nothing moves in one piece at the window's border.
 
-use super::chunks::{Chunks, Slot};
+use super::chunks::{CHUNK_ENTRIES, Chunks, Slot};
 
 pub(super) const LEVELS: usize = 4;
 
@@ -42,23 +42,37 @@ impl Level {
     #[inline]
     pub(super) fn push(&mut self, number: u64, entry: u64, chunks: &mut Chunks) {
         let index = self.index(number);
-        chunks.push(&mut self.slots[index], entry);
+        let slot = &mut self.slots[index];
+        let was_empty = slot.len() == 0;
+        chunks.push(slot, entry);
+        if was_empty {
+            self.mark(index);
+        }
+    }
+
+    fn mark(&mut self, index: usize) {
         self.occupied[index / 64] |= 1 << (index % 64);
         self.summary |= 1 << (index / 64);
     }
 
-    /// Takes the newest entry of a slot.
+    /// Takes up to `most` of a slot's newest entries: see [`Chunks::pop`].
     #[inline]
-    pub(super) fn pop(&mut self, number: u64, chunks: &mut Chunks) -> Option<u64> {
+    pub(super) fn pop<'a>(
+        &mut self,
+        number: u64,
+        most: usize,
+        chunks: &mut Chunks,
+        into: &'a mut [u64; CHUNK_ENTRIES],
+    ) -> &'a [u64] {
         let index = self.index(number);
-        let entry = chunks.pop(&mut self.slots[index])?;
+        let entries = chunks.pop(&mut self.slots[index], most, into);
         if self.slots[index].len() == 0 {
             self.occupied[index / 64] &= !(1 << (index % 64));
             if self.occupied[index / 64] == 0 {
                 self.summary &= !(1 << (index / 64));
             }
         }
-        Some(entry)
+        entries
     }
 
     pub(super) fn slot_len(&self, number: u64) -> usize {
@@ -92,8 +106,7 @@ impl Level {
         let index = self.index(number);
         if entries.len() > 0 {
             self.slots[index] = entries;
-            self.occupied[index / 64] |= 1 << (index % 64);
-            self.summary |= 1 << (index / 64);
+            self.mark(index);
         }
     }
 
@@ -119,7 +132,7 @@ mod tests {
                 assert_eq!(level.first_occupied(from), None);
                 level.push(from + ahead, 7, &mut chunks);
                 assert_eq!(level.first_occupied(from), Some(from + ahead), "{from} + {ahead}");
-                assert_eq!(level.pop(from + ahead, &mut chunks), Some(7));
+                assert_eq!(level.pop(from + ahead, 9, &mut chunks, &mut [0; CHUNK_ENTRIES]), [7]);
                 assert_eq!(level.first_occupied(from), None);
             }
         }

@@ -5,7 +5,7 @@
 //! time, which with the slot's number are the whole due time on all levels but the top one. A cancel
 //! does not touch the wheel: before it yields a key, it asks the owner's table, and a key whose due time
 //! is gone or another one vanishes. So cancelling and rescheduling cost the owner's table only, an entry
-//! costs 8.3 bytes, and moving down costs no look-up. `docs/decisions/0003-wheel.md` has the measured
+//! costs 8.1 bytes, and moving down costs no look-up. `docs/decisions/0003-wheel.md` has the measured
 //! alternative.
 //!
 //! What holds:
@@ -25,7 +25,7 @@ mod tests;
 
 use std::fmt;
 
-use chunks::Chunks;
+use chunks::{CHUNK_ENTRIES, Chunks};
 use level::{LEVELS, Level, shift};
 use sweep::Sweep;
 
@@ -59,6 +59,10 @@ const _: () = assert!(TOP_AHEAD_MAX < 2 << (shift(LEVELS) - shift(TOP)), "and th
 /// Keys met in one call beyond its limit, per key of the limit: what a crowd of cancelled keys costs at most.
 const DEAD_PER_YIELD: usize = 4;
 
+/// Fewer entries than this come down only together with others, or at a window's end: one far read
+/// of memory then serves many.
+const SPREAD_MIN: u64 = CHUNK_ENTRIES as u64;
+
 /// Entries of the run kept allocated between calls.
 const RUN_KEPT: usize = 1 << 16;
 
@@ -82,6 +86,8 @@ pub struct Wheel {
     /// Entries in slots, and set aside from them.
     stored: usize,
     sweep: Sweep,
+    /// The time when entries last came down to each level.
+    spread_at: [u64; TOP],
 }
 
 impl fmt::Debug for Wheel {
@@ -110,6 +116,7 @@ impl Wheel {
             fresh: Vec::new(),
             stored: 0,
             sweep: Sweep::default(),
+            spread_at: [now.0; TOP],
         }
     }
 
@@ -147,11 +154,10 @@ impl Wheel {
         out: &mut Vec<u64>,
     ) -> bool {
         let to = to.min(Tick::MAX).0;
-        let from = self.cursor;
         let mut due_of = |key| due_of(key).map(|tick| tick.0);
         self.merge_fresh();
         let more = self.yield_due(to, limit, &mut due_of, out);
-        self.spread(from, &mut due_of);
+        self.spread(&mut due_of);
         if self.stored == 0 && self.chunks.memory_bytes() > 0 && !more {
             self.chunks.release();
         }
@@ -272,8 +278,14 @@ impl Wheel {
     /// Moves the keys of one tick into the run, which is empty.
     fn take_tick(&mut self, tick: u64) {
         self.run.reserve(self.levels[0].slot_len(tick));
-        while let Some(entry) = self.levels[0].pop(tick, &mut self.chunks) {
-            self.run.push(Due { tick, key: entry >> DUE_BITS });
+        let mut chunk = [0; CHUNK_ENTRIES];
+        loop {
+            let entries = self.levels[0].pop(tick, usize::MAX, &mut self.chunks, &mut chunk);
+            if entries.is_empty() {
+                break;
+            }
+            // Newest first throughout: what was inserted in order is one run for the sort to reverse.
+            self.run.extend(entries.iter().rev().map(|entry| Due { tick, key: entry >> DUE_BITS }));
         }
         self.stored -= self.run.len();
         self.run.sort_unstable_by_key(|d| d.key);
@@ -335,37 +347,43 @@ impl Wheel {
         due_of: &mut impl FnMut(u64) -> Option<u64>,
     ) {
         self.end_sweep_of(level, number);
-        for _ in 0..most {
-            let Some(entry) = self.levels[level].pop(number, &mut self.chunks) else { return };
-            let key = entry >> DUE_BITS;
-            if level < TOP {
-                self.place(Self::due_in(level, number, entry), key);
-                continue;
+        let (mut left, mut chunk) = (most, [0; CHUNK_ENTRIES]);
+        loop {
+            let entries = self.levels[level].pop(number, left, &mut self.chunks, &mut chunk);
+            if entries.is_empty() {
+                return;
             }
-            // One that is due before the slot was rescheduled, and has another entry. One that is due
-            // later lay beyond the horizon, or was rescheduled.
-            match due_of(key).filter(|due| due >> shift(TOP) >= number) {
-                Some(due) => self.place(due, key),
-                None => self.stored -= 1,
+            left -= entries.len();
+            for entry in entries.iter().rev() {
+                let key = entry >> DUE_BITS;
+                if level < TOP {
+                    self.place(Self::due_in(level, number, *entry), key);
+                    continue;
+                }
+                // One that is due before the slot was rescheduled, and has another entry. One that is
+                // due later lay beyond the horizon, or was rescheduled.
+                match due_of(key).filter(|due| due >> shift(TOP) >= number) {
+                    Some(due) => self.place(due, key),
+                    None => self.stored -= 1,
+                }
             }
         }
     }
 
     /// Brings down a share of what the next windows will need: as much of the rest as the time that
-    /// passed since `from` is of the time left in the window.
-    fn spread(&mut self, from: u64, due_of: &mut impl FnMut(u64) -> Option<u64>) {
+    /// passed since the last share is of the time that was left then in the window.
+    fn spread(&mut self, due_of: &mut impl FnMut(u64) -> Option<u64>) {
         for level in (0..TOP).rev() {
             let window = self.cursor >> shift(level + 1);
             let waiting = self.levels[level + 1].slot_len(window + 1) as u64;
-            if waiting == 0 {
-                continue;
-            }
-            let passed = self.cursor - from.max(window << shift(level + 1));
-            let left = ((window + 1) << shift(level + 1)) - self.cursor;
+            let from = self.spread_at[level].max(window << shift(level + 1));
+            let left = ((window + 1) << shift(level + 1)) - from;
             // A slot holds fewer than 2^32 entries, a window fewer than 2^31 ticks.
-            let share = waiting * passed / (passed + left);
-            let most = share as usize + usize::from(passed > 0);
-            self.bring_down(level + 1, window + 1, most, due_of);
+            let share = waiting * (self.cursor - from);
+            if share >= SPREAD_MIN * left {
+                self.bring_down(level + 1, window + 1, (share / left) as usize, due_of);
+                self.spread_at[level] = self.cursor;
+            }
         }
     }
 }

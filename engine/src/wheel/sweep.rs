@@ -1,6 +1,6 @@
 //! Dropping cancelled entries before their time comes.
 
-use super::chunks::Slot;
+use super::chunks::{CHUNK_ENTRIES, Slot};
 use super::level::{LEVELS, shift};
 use super::{DUE_BITS, TOP, Tick, Wheel};
 
@@ -21,7 +21,8 @@ impl Wheel {
     /// The wheel does not know how many of its entries are dead: an owner that sees [`Wheel::len`] far
     /// above its own count calls this, a little in each turn, until a pass has ended.
     pub fn sweep(&mut self, most: usize, mut due_of: impl FnMut(u64) -> Option<Tick>) -> bool {
-        for _ in 0..most {
+        let (mut left, mut chunk) = (most, [0; CHUNK_ENTRIES]);
+        while left > 0 {
             let at = match self.sweep.at {
                 // That slot went down since the last call, and what was set aside with it.
                 Some((level, number)) if number <= self.cursor >> shift(level) => self.slot_after(level, 0),
@@ -32,15 +33,17 @@ impl Wheel {
                 self.sweep.at = None;
                 return true;
             };
-            if let Some(entry) = self.levels[level].pop(number, &mut self.chunks) {
+            let entries = self.levels[level].pop(number, left, &mut self.chunks, &mut chunk);
+            left -= entries.len().max(1);
+            for entry in entries {
                 let due = due_of(entry >> DUE_BITS).map(|tick| tick.0);
                 let lives = if level < TOP {
-                    due == Some(Self::due_in(level, number, entry))
+                    due == Some(Self::due_in(level, number, *entry))
                 } else {
                     due.is_some_and(|due| due >> shift(TOP) >= number)
                 };
                 if lives {
-                    self.chunks.push(&mut self.sweep.aside, entry);
+                    self.chunks.push(&mut self.sweep.aside, *entry);
                 } else {
                     self.stored -= 1;
                 }
@@ -73,8 +76,15 @@ impl Wheel {
     /// Puts back what a sweep set aside, where it is about to be looked for.
     pub(super) fn end_sweep_of(&mut self, level: usize, number: u64) {
         if self.sweep.at == Some((level, number)) {
-            while let Some(entry) = self.chunks.pop(&mut self.sweep.aside) {
-                self.levels[level].push(number, entry, &mut self.chunks);
+            let mut chunk = [0; CHUNK_ENTRIES];
+            loop {
+                let entries = self.chunks.pop(&mut self.sweep.aside, usize::MAX, &mut chunk);
+                if entries.is_empty() {
+                    return;
+                }
+                for entry in entries {
+                    self.levels[level].push(number, *entry, &mut self.chunks);
+                }
             }
         }
     }

@@ -242,7 +242,7 @@ fn entries_come_down_gradually_while_time_passes() {
         before = waiting;
     }
     assert_eq!((out.len(), before), (0, 0));
-    assert!(most < 10, "{most} entries came down in one millisecond");
+    assert!(most <= 128, "{most} entries came down in one millisecond");
 }
 
 #[test]
