@@ -1,5 +1,6 @@
 //! The only code that changes durable state.
 
+use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use escapement_protocol::{Outcome, Sequence, ShardId, SubscriptionId, TopicId, WallMs};
@@ -103,7 +104,7 @@ impl Shard {
             let location = self.durable.payloads.insert(sequence, event);
             self.durable.table.insert(sequence, Entry { due, location, topic, block: block as u32 });
             if !progress.is_empty() {
-                self.durable.progress.insert(sequence, progress.into());
+                self.durable.progress.entry(sequence).extend(progress);
             }
             self.durable.next_sequence = self.durable.next_sequence.max(sequence.0 + 1);
         }
@@ -117,7 +118,7 @@ impl Shard {
         }
         // What ended before, or was trimmed and comes again with its progress, needs none.
         if self.durable.table.get(progressed.sequence).is_some() {
-            progressed.apply_to(self.durable.progress.entry(progressed.sequence).or_default());
+            progressed.apply_to(self.durable.progress.entry(progressed.sequence));
         }
     }
 
@@ -132,9 +133,7 @@ impl Shard {
         let Some(entry) = self.durable.table.remove(sequence) else { return };
         self.durable.payloads.remove(entry.location);
         self.durable.ledger.gone(entry.block);
-        if !self.durable.progress.is_empty() {
-            self.durable.progress.remove(&sequence);
-        }
+        self.durable.progress.remove(sequence);
     }
 
     fn apply_control(&mut self, block: u64, record: &Record<'_>, out: &mut Effects) {
@@ -161,6 +160,53 @@ impl Shard {
     }
 }
 
+pub(super) type Tasks = SmallVec<[TaskProgress; 1]>;
+
+/// Most lists kept for reuse.
+const SPARE_COUNT_MAX: usize = 1_024;
+
+/// What is known of tasks with a history, by their events.
+#[derive(Debug, Default)]
+pub(super) struct ProgressMap {
+    events: HashMap<Sequence, Tasks>,
+    /// Empty lists with memory of their own, so that a steady fan-out allocates nothing.
+    spare: Vec<Tasks>,
+}
+
+impl ProgressMap {
+    pub(super) fn get(&self, event: Sequence) -> &[TaskProgress] {
+        if self.events.is_empty() {
+            return &[];
+        }
+        self.events.get(&event).map_or(&[], |tasks| tasks.as_slice())
+    }
+
+    fn entry(&mut self, event: Sequence) -> &mut Tasks {
+        self.events.entry(event).or_insert_with(|| self.spare.pop().unwrap_or_default())
+    }
+
+    fn remove(&mut self, event: Sequence) {
+        if self.events.is_empty() {
+            return;
+        }
+        if let Some(mut tasks) = self.events.remove(&event)
+            && tasks.spilled()
+            && self.spare.len() < SPARE_COUNT_MAX
+        {
+            tasks.clear();
+            self.spare.push(tasks);
+        }
+    }
+
+    pub(super) fn events(&self) -> impl Iterator<Item = Sequence> {
+        self.events.keys().copied()
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.events.capacity() * size_of::<(Sequence, Tasks)>()
+    }
+}
+
 /// What a record says of one task of a pending event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Progressed {
@@ -179,7 +225,7 @@ pub(super) enum Change {
 
 impl Progressed {
     /// Changes its task among those of its event.
-    pub(super) fn apply_to(self, tasks: &mut SmallVec<[TaskProgress; 1]>) {
+    pub(super) fn apply_to(self, tasks: &mut Tasks) {
         let subscription = self.subscription;
         let at = tasks.iter().position(|task| task.subscription == subscription).unwrap_or_else(|| {
             let next_due = WallMs(0);

@@ -5,9 +5,10 @@ use escapement_protocol::{EventView, MonoNs, Now, Outcome, Sequence, Subscriptio
 use escapement_router::{Decision, TaskRef};
 
 use super::apply::{Change, Progressed};
-use super::{Ended, Shard};
+use super::{Ended, Shard, Volatile};
 use crate::effects::{Effects, Message, Push};
-use crate::record::{TaskProgress, WALL_MAX};
+use crate::record::WALL_MAX;
+use crate::registry::Topic;
 use crate::wheel::Tick;
 
 /// Most sequences of one `Completed` record.
@@ -35,48 +36,54 @@ impl Shard {
             self.volatile.more_due =
                 self.volatile.wheel.advance(Tick(self.volatile.now.wall.0), room, due_of, &mut due);
         }
-        for sequence in due.drain(..) {
-            self.expand(Sequence(sequence), out);
-        }
+        self.expand(&due, out);
+        due.clear();
         self.volatile.due = due;
     }
 
-    /// Turns one due event into its tasks.
-    fn expand(&mut self, sequence: Sequence, out: &mut Effects) {
+    /// Turns due events into their tasks.
+    fn expand(&mut self, due: &[u64], out: &mut Effects) {
         let Shard { durable, volatile, router, config, .. } = self;
-        let Some(entry) = durable.table.get(sequence) else { return };
         let now = volatile.now;
-        assert!(entry.due <= now.wall, "never early: {sequence:?} is due at {}", entry.due);
-        if !volatile.fenced.is_empty() && volatile.fenced.contains(&sequence) {
-            return;
-        }
-        let event = durable.payloads.event(entry.location);
-        let task = task_ref(config.shard, sequence, entry.due, entry.topic, event);
-        let subscriptions = durable.registry.topic(task.topic).map_or(&[][..], |topic| &topic.subscriptions);
-        let progress = if durable.progress.is_empty() { None } else { durable.progress.get(&sequence) };
-        let progress: &[TaskProgress] = progress.map_or(&[], |tasks| tasks.as_slice());
-        let of = |id: SubscriptionId| progress.iter().find(|task| task.subscription == id);
-        let open = || subscriptions.iter().filter(|(id, _)| !of(*id).is_some_and(|task| task.done));
-        let count = if progress.is_empty() { subscriptions.len() } else { open().count() };
-        if count == 0 {
-            // Where some tasks had ended before a restart and none is left, the event has simply ended.
-            let ended = if progress.is_empty() { Outcome::Unmatched } else { Outcome::Succeeded };
-            return self.end_task(SubscriptionId(0), sequence, ended);
-        }
-        if count > 1 {
-            volatile.fanout.insert(sequence, count as u32);
-        }
-        for (id, owner) in open() {
-            let (task, next_due) = match of(*id) {
-                Some(past) => {
-                    (TaskRef { attempt: past.attempt, excused: past.excused, ..task }, past.next_due)
+        // Events that are due together mostly have one topic.
+        let mut topic: Option<&Topic> = None;
+        for sequence in due.iter().copied().map(Sequence) {
+            let Some(entry) = durable.table.get(sequence) else { continue };
+            assert!(entry.due <= now.wall, "never early: {sequence:?} is due at {}", entry.due);
+            if !volatile.fenced.is_empty() && volatile.fenced.contains(&sequence) {
+                continue;
+            }
+            let event = durable.payloads.event(entry.location);
+            let task = task_ref(config.shard, sequence, entry.due, entry.topic, event);
+            if topic.is_none_or(|topic| topic.id != entry.topic) {
+                topic = durable.registry.topic(entry.topic);
+            }
+            let subscriptions = topic.map_or(&[][..], |topic| &topic.subscriptions);
+            let progress = durable.progress.get(sequence);
+            let of = |id: SubscriptionId| progress.iter().find(|task| task.subscription == id);
+            let open = || subscriptions.iter().filter(|(id, _)| !of(*id).is_some_and(|task| task.done));
+            let count = if progress.is_empty() { subscriptions.len() } else { open().count() };
+            if count == 0 {
+                // Where some tasks had ended before a restart and none is left, the event has simply ended.
+                let ended = if progress.is_empty() { Outcome::Unmatched } else { Outcome::Succeeded };
+                volatile.end_task(SubscriptionId(0), sequence, ended);
+                continue;
+            }
+            if count > 1 {
+                volatile.fanout.insert(sequence, count as u32);
+            }
+            for (id, owner) in open() {
+                let (task, next_due) = match of(*id) {
+                    Some(past) => {
+                        (TaskRef { attempt: past.attempt, excused: past.excused, ..task }, past.next_due)
+                    }
+                    None => (task, WallMs(0)),
+                };
+                if *owner == config.shard {
+                    router.offer(now.mono, *id, not_before(now, task, next_due));
+                } else {
+                    out.forwards.push((*owner, Message::Offer { subscription: *id, task, next_due }));
                 }
-                None => (task, WallMs(0)),
-            };
-            if *owner == config.shard {
-                router.offer(now.mono, *id, not_before(now, task, next_due));
-            } else {
-                out.forwards.push((*owner, Message::Offer { subscription: *id, task, next_due }));
             }
         }
     }
@@ -105,7 +112,7 @@ impl Shard {
                 }
                 Decision::Complete { subscription, task, outcome } => {
                     if task.shard == self.config.shard {
-                        self.end_task(subscription, task.sequence, outcome);
+                        self.volatile.end_task(subscription, task.sequence, outcome);
                     } else {
                         let sequence = task.sequence;
                         out.forwards
@@ -131,23 +138,6 @@ impl Shard {
     pub(super) fn push(&mut self, push: Push, out: &mut Effects) {
         self.volatile.stats.dispatched += 1;
         out.pushes.push(push);
-    }
-
-    /// A task of this shard's event has ended.
-    pub(super) fn end_task(&mut self, subscription: SubscriptionId, sequence: Sequence, outcome: Outcome) {
-        let fanout = &mut self.volatile.fanout;
-        let mut last = true;
-        if !fanout.is_empty()
-            && let Some(left) = fanout.get_mut(&sequence)
-        {
-            *left -= 1;
-            last = *left == 0;
-            if last {
-                fanout.remove(&sequence);
-            }
-        }
-        self.volatile.stats.completed += 1;
-        self.volatile.ended.push(Ended { subscription, outcome, last, sequence });
     }
 
     /// Logs what ended in this turn: one record for each subscription and outcome.
@@ -194,6 +184,25 @@ impl Shard {
         out.log().attempt_failed(subscription, sequence, attempt, excused, next_due);
         let change = Change::Failed { attempt, excused, next_due };
         self.volatile.progressed.push_back(Progressed { sequence, subscription, change });
+    }
+}
+
+impl Volatile {
+    /// A task of this shard's event has ended.
+    pub(super) fn end_task(&mut self, subscription: SubscriptionId, sequence: Sequence, outcome: Outcome) {
+        let fanout = &mut self.fanout;
+        let mut last = true;
+        if !fanout.is_empty()
+            && let Some(left) = fanout.get_mut(&sequence)
+        {
+            *left -= 1;
+            last = *left == 0;
+            if last {
+                fanout.remove(&sequence);
+            }
+        }
+        self.stats.completed += 1;
+        self.ended.push(Ended { subscription, outcome, last, sequence });
     }
 }
 

@@ -10,7 +10,6 @@ mod relocate;
 use std::collections::VecDeque;
 
 use hashbrown::{HashMap, HashSet};
-use smallvec::SmallVec;
 
 use escapement_protocol::frame::{Items, ResultItem};
 use escapement_protocol::{Epoch, MonoNs, Now, Outcome, Sequence, ShardId, SubscriptionId, WallMs};
@@ -18,11 +17,10 @@ use escapement_router::{Credit, Decision, Router, SessionId};
 
 use crate::effects::{Effects, Input, Message, Ticket};
 use crate::payload::PayloadStore;
-use crate::record::TaskProgress;
 use crate::registry::{Registry, owner_of};
 use crate::table::EventTable;
 use crate::wheel::{Tick, Wheel};
-use apply::Progressed;
+use apply::{ProgressMap, Progressed};
 use ledger::{Ledger, Place};
 
 /// What a shard is given at start.
@@ -70,7 +68,7 @@ struct Durable {
     table: EventTable,
     payloads: PayloadStore,
     /// Only for events whose tasks have a history.
-    progress: HashMap<Sequence, SmallVec<[TaskProgress; 1]>>,
+    progress: ProgressMap,
     next_sequence: u64,
     ledger: Ledger,
 }
@@ -150,7 +148,7 @@ impl Shard {
                 registry: Registry::new(config.shard_count),
                 table: EventTable::default(),
                 payloads: PayloadStore::default(),
-                progress: HashMap::new(),
+                progress: ProgressMap::default(),
                 next_sequence: 1,
                 ledger: Ledger::default(),
             },
@@ -339,7 +337,7 @@ impl Shard {
             Message::Offer { subscription, task, next_due } => self.offer(subscription, task, next_due),
             Message::Dispatch(push) => self.push(push, out),
             Message::TaskDone { subscription, sequence, outcome } => {
-                self.end_task(subscription, sequence, outcome);
+                self.volatile.end_task(subscription, sequence, outcome);
             }
             Message::AttemptFailed { subscription, sequence, attempt, excused, next_due } => {
                 self.log_attempt_failed(subscription, sequence, attempt, excused, next_due, out);
@@ -415,8 +413,8 @@ impl Shard {
         assert_eq!(ledger.live(), table.len() as u64, "each pending event counts once in its block");
         let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
         assert_eq!(bytes, payloads.live_bytes(), "each pending event has one payload");
-        for sequence in progress.keys() {
-            assert!(table.get(*sequence).is_some(), "progress belongs to pending events");
+        for sequence in progress.events() {
+            assert!(table.get(sequence).is_some(), "progress belongs to pending events");
         }
         assert!(
             table.iter().all(|(sequence, _)| sequence.0 < *next_sequence),
@@ -435,8 +433,7 @@ impl Shard {
             add(&entry.due.0.to_le_bytes());
             add(&entry.topic.0.to_le_bytes());
             add(self.durable.payloads.event(entry.location));
-            let mut tasks: Vec<_> =
-                self.durable.progress.get(&sequence).into_iter().flatten().copied().collect();
+            let mut tasks: Vec<_> = self.durable.progress.get(sequence).to_vec();
             tasks.sort_unstable_by_key(|task| task.subscription);
             for task in tasks {
                 add(format!("{task:?}").as_bytes());

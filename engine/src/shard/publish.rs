@@ -153,7 +153,7 @@ impl Shard {
                 return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
             }
             Some(entry) if entry.due <= self.volatile.now.wall => {
-                let tasks = self.durable.progress.get(&sequence).map_or(&[][..], |tasks| tasks);
+                let tasks = self.durable.progress.get(sequence);
                 let attempt = tasks.iter().map(|task| task.attempt).max().unwrap_or(0);
                 CancelVerdict::TooLate { state: TaskState::Ready, attempt }
             }
@@ -177,6 +177,7 @@ impl Shard {
     fn memory_bytes(&self) -> usize {
         self.durable.payloads.retained_bytes()
             + self.durable.table.memory_bytes()
+            + self.durable.progress.memory_bytes()
             + self.volatile.wheel.memory_bytes()
             // Of tasks, those there are: the router's pool is reused and never shrinks, so that counting it whole
             // could refuse publishes for good after one bad hour.

@@ -2,7 +2,7 @@
 
 use escapement_protocol::{Outcome, Sequence};
 
-use super::apply::{Change, Progressed};
+use super::apply::{Change, Progressed, Tasks};
 use super::ledger::Place;
 use super::{Shard, Volatile};
 use crate::effects::Effects;
@@ -57,7 +57,7 @@ impl Shard {
                 continue;
             }
             let event = self.durable.payloads.event(entry.location);
-            let mut tasks = self.durable.progress.get(&sequence).cloned().unwrap_or_default();
+            let mut tasks = Tasks::from_slice(self.durable.progress.get(sequence));
             let at = unapplied.partition_point(|progressed| progressed.sequence < sequence);
             for progressed in unapplied[at..].iter().take_while(|p| p.sequence == sequence) {
                 progressed.apply_to(&mut tasks);

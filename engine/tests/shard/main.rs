@@ -1,0 +1,7 @@
+//! Shards driven by hand: no log, no threads, no time but what a test says.
+
+mod control;
+mod delivery;
+mod refusals;
+mod replay;
+mod rig;
