@@ -18,6 +18,7 @@ const UNSAFE_FENCE: &[(&str, &str)] = &[
     ("protocol/src/generated/wire_v1.rs", "generated: reads of a verified FlatBuffer"),
     ("wal/src/aligned.rs", "page-aligned buffers for direct I/O"),
     ("router/tests/allocation.rs", "an allocator that counts"),
+    ("engine/tests/allocation.rs", "an allocator that counts"),
     ("node/src/io/sys.rs", "system calls that no safe wrapper in the tree offers"),
     ("node/src/io/uring/mod.rs", "requests to the kernel that point into memory of ours"),
     ("node/src/io/uring/recv.rs", "receive buffers that the kernel fills"),
