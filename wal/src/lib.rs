@@ -6,8 +6,8 @@
 //!   that a ring, a thread and a simulator drive the same code.
 //! * [`format_log`] makes a log in a [`Directory`], [`open`] recovers one. The decision what to accept is a table:
 //!   [`recovery::table`].
-//! * [`format`] holds the byte forms, pure; `docs/formats/wal-v1.md` specifies them.
-//! * [`memory`] is a disk in memory that loses power on command.
+//! * [`mod@format`] holds the byte forms, pure; `docs/formats/wal-v1.md` specifies them.
+//! * [`memory`] is a disk in memory that loses power on command; [`inspect`] looks at a log for a person.
 //!
 //! What holds at every moment: a block is acknowledged only once it and every block before it are durable; what was
 //! acknowledged is found by [`open`], or [`open`] refuses and says which blocks are missing; after the first failed
@@ -23,6 +23,7 @@ pub mod conformance;
 pub mod disk;
 pub mod format;
 pub mod fs;
+pub mod inspect;
 mod local;
 pub mod log;
 pub mod memory;

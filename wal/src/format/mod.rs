@@ -73,6 +73,19 @@ pub fn encode_extent(buf: &mut AlignedBuf, place: Place, header: &BlockHeader, r
     checksum
 }
 
+/// The block in the extent that `bytes` begins with, if everything in it is as it was written, to the last byte of the
+/// padding. `frame` and `header` were read from the same bytes.
+#[must_use]
+pub fn decode_extent<'a>(bytes: &'a [u8], frame: &Frame, header: BlockHeader) -> Option<Block<'a>> {
+    let extent = bytes.get(..frame.size_bytes as usize)?;
+    let block_size_bytes = BLOCK_HEADER_SIZE_BYTES + header.records_size_bytes as usize;
+    let padding = extent.get(FRAME_SIZE_BYTES + block_size_bytes..)?;
+    if block_size_bytes != frame.block_size_bytes as usize || !is_zero(padding) {
+        return None;
+    }
+    Block::with_header(header, &extent[FRAME_SIZE_BYTES..])
+}
+
 /// `N` bytes at `at`, or `None` past the end.
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()

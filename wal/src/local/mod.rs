@@ -241,7 +241,10 @@ impl LocalWal {
     fn write_super(&mut self) {
         let oldest = self.space.live.front().expect("a log always has a segment");
         let retiring_count = self.space.retiring.len();
-        let Some((offset, superblock)) = self.supers.next_write(oldest, self.durable, retiring_count) else {
+        let current = self.space.current();
+        let Some((offset, superblock)) =
+            self.supers.next_write(oldest, current, self.durable, retiring_count)
+        else {
             return;
         };
         let mut buf = self.buf();

@@ -1,4 +1,5 @@
-//! When `SUPER` is written while the log runs: once segments are to be retired, and never twice at a time.
+//! When `SUPER` is written while the log runs: once segments are to be retired, and once the first block of a new segment
+//! is durable, so that the loss of that whole segment would be noticed. Never twice at a time.
 
 use super::{OpId, Segment};
 use crate::format::{SUPER_COPY_SIZE_BYTES, Superblock};
@@ -32,10 +33,12 @@ impl Supers {
     pub(crate) fn next_write(
         &mut self,
         oldest: &Segment,
+        current: &Segment,
         durable: BlockSeq,
         retiring_count: usize,
     ) -> Option<(u64, Superblock)> {
-        if self.stage == Stage::Idle && retiring_count > 0 {
+        let rotated = self.superblock.committed_through < current.first && current.first <= durable;
+        if self.stage == Stage::Idle && (retiring_count > 0 || rotated) {
             self.superblock = Superblock {
                 generation: self.superblock.generation + 1,
                 committed_through: durable,

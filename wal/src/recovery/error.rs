@@ -8,7 +8,7 @@ use crate::disk::FileId;
 use crate::format::FORMAT_VERSION;
 use crate::log::BlockSeq;
 
-/// Why [`crate::format`](crate::format_log) or [`crate::open`] refused. Unless it says otherwise, nothing on the disk was changed.
+/// Why [`crate::format_log`] or [`crate::open`] refused. Unless it says otherwise, nothing on the disk was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No log here.

@@ -9,8 +9,8 @@ use crate::aligned::AlignedBuf;
 use crate::config::LogIdentity;
 use crate::disk::{Directory, FileId};
 use crate::format::{
-    BLOCK_HEADER_SIZE_BYTES, Block, BlockHeader, Checksum, EXTENT_ALIGN_BYTES, EXTENT_SIZE_BYTES_MAX,
-    FRAME_SIZE_BYTES, Frame, FrameError, Place, SEGMENT_HEADER_SIZE_BYTES, extent_size_bytes,
+    Block, BlockHeader, Checksum, EXTENT_ALIGN_BYTES, EXTENT_SIZE_BYTES_MAX, FRAME_SIZE_BYTES, Frame,
+    FrameError, Place, SEGMENT_HEADER_SIZE_BYTES, decode_extent, extent_size_bytes,
 };
 use crate::local::Segment;
 use crate::log::BlockSeq;
@@ -131,25 +131,11 @@ pub(super) fn observe<'a>(
     };
     seen.chained = header.prev_checksum == cursor.prev_checksum;
     seen.epoch_holds = header.epoch >= cursor.epoch;
-    let block = body(bytes, &frame, header);
+    let block = decode_extent(bytes, &frame, header);
     if block.is_some() {
         seen.body = BodyState::Intact;
     }
     (seen, block)
-}
-
-/// The block, if the extent is what was written, to its last byte.
-fn body<'a>(bytes: &'a [u8], frame: &Frame, header: BlockHeader) -> Option<Block<'a>> {
-    let extent = bytes.get(..frame.size_bytes as usize)?;
-    let block_size_bytes = BLOCK_HEADER_SIZE_BYTES + header.records_size_bytes as usize;
-    if block_size_bytes != frame.block_size_bytes as usize {
-        return None;
-    }
-    let padding = extent.get(FRAME_SIZE_BYTES + block_size_bytes..)?;
-    if padding.iter().any(|&byte| byte != 0) {
-        return None;
-    }
-    Block::with_header(header, &extent[FRAME_SIZE_BYTES..])
 }
 
 pub(super) fn is_ours(header: &BlockHeader, identity: &LogIdentity) -> bool {
