@@ -1,0 +1,268 @@
+//! Records against `docs/formats/records-v1.md` and against the golden files.
+//!
+//! `ESCAPEMENT_WRITE_GOLDEN=1 cargo test -p escapement-engine --test records` writes files that are missing. One that
+//! is there and differs is never overwritten: delete it first, and say in the document why the bytes changed.
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+use escapement_engine::record::{
+    HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES, Record, RecordError, RecordWriter,
+    TaskProgress, WALL_MAX, effective_due, published_events, records,
+};
+use escapement_protocol::event::Due;
+use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::{EventSpec, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
+
+const DOCUMENT: &str = include_str!("../../docs/formats/records-v1.md");
+
+fn written(write: impl FnOnce(&mut RecordWriter<'_>)) -> Vec<u8> {
+    let (mut bytes, mut count) = (Vec::new(), 0);
+    write(&mut RecordWriter::new(&mut bytes, &mut count));
+    assert_eq!(count as usize, records(&bytes).count());
+    bytes
+}
+
+fn events() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    EventSpec::new(Due::At(WallMs(5_000)), "a", b"first").encode(&mut bytes).expect("valid");
+    EventSpec::new(Due::After(250), "b", b"").encode(&mut bytes).expect("valid");
+    bytes
+}
+
+fn topic_settings() -> TopicSettings {
+    TopicSettings {
+        name: "orders".into(),
+        default_source: "/shop".into(),
+        default_type: String::new(),
+        default_content_type: "application/json".into(),
+    }
+}
+
+fn subscription_settings() -> SubscriptionSettings {
+    SubscriptionSettings {
+        name: "billing".into(),
+        topic: "orders".into(),
+        max_concurrent_dispatches: 10,
+        attempt_deadline_ms: 20_000,
+        max_attempts: 5,
+        min_backoff_ms: 100,
+        max_backoff_ms: 60_000,
+        max_doublings: 6,
+        jitter_permille: 100,
+    }
+}
+
+const PROGRESS: [TaskProgress; 2] = [
+    TaskProgress { subscription: SubscriptionId(3), done: true, attempt: 1, excused: 0, next_due: WallMs(0) },
+    TaskProgress {
+        subscription: SubscriptionId(4),
+        done: false,
+        attempt: 7,
+        excused: 2,
+        next_due: WallMs(9_000),
+    },
+];
+
+/// The name of each kind as the document has it, and a record.
+fn samples() -> Vec<(&'static str, Vec<u8>)> {
+    let events = events();
+    let at = |w: &mut RecordWriter<'_>, n: u64| w.mark(Sequence(n));
+    vec![
+        ("Published", written(|w| w.published(TopicId(2), Sequence(41), 2, WallMs(6_000), &events))),
+        (
+            "Relocated",
+            written(|w| w.relocated(TopicId(2), Sequence(41), WallMs(6_000), &PROGRESS, &events[..32])),
+        ),
+        (
+            "Completed",
+            written(|w| {
+                w.completed(SubscriptionId(3), Outcome::Succeeded, true, &[Sequence(7), Sequence(9)])
+            }),
+        ),
+        ("AttemptFailed", written(|w| w.attempt_failed(SubscriptionId(3), Sequence(7), 4, 1, WallMs(7_000)))),
+        ("Topic", written(|w| w.topic(TopicId(2), 5, &topic_settings()))),
+        (
+            "Subscription",
+            written(|w| w.subscription(SubscriptionId(3), 6, TopicId(2), &subscription_settings())),
+        ),
+        ("Mark", written(|w| at(w, 42))),
+    ]
+}
+
+fn read(bytes: &[u8]) -> Record<'_> {
+    let mut all = records(bytes);
+    let record = all.next().expect("a record").expect("it parses");
+    assert_eq!(all.next(), None);
+    record
+}
+
+#[test]
+fn records_are_written_as_the_golden_files_have_them() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden");
+    for (n, (name, bytes)) in samples().into_iter().enumerate() {
+        assert_eq!(usize::from(bytes[0]), n + 1, "{name}");
+        let path = folder.join(format!("record-{}-{}.bin", n + 1, name.to_lowercase()));
+        if env::var_os("ESCAPEMENT_WRITE_GOLDEN").is_some() && !path.exists() {
+            fs::create_dir_all(&folder).expect("a folder");
+            fs::write(&path, &bytes).expect("the folder can be written");
+        }
+        let golden = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(bytes, golden, "{name}");
+    }
+}
+
+#[test]
+fn records_read_back_as_they_were_written() {
+    let samples = samples();
+    let events = events();
+    let get = |name: &str| read(&samples.iter().find(|(of, _)| *of == name).expect("a sample").1);
+    match get("Published") {
+        Record::Published { topic: TopicId(2), first_sequence, count: 2, accepted, events: held } => {
+            assert_eq!(held, events);
+            let dues: Vec<_> =
+                published_events(first_sequence, accepted, held).map(|(s, d, _)| (s.0, d.0)).collect();
+            assert_eq!(dues, [(41, 6_000), (42, 6_250)], "a past due time is now");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        get("Relocated"),
+        Record::Relocated {
+            topic: TopicId(2),
+            sequence: Sequence(41),
+            due: WallMs(6_000),
+            progress: PROGRESS.to_vec(),
+            event: &events[..32],
+        }
+    );
+    match get("Completed") {
+        Record::Completed {
+            subscription: SubscriptionId(3),
+            outcome: Outcome::Succeeded,
+            last: true,
+            sequences,
+        } => {
+            assert!(sequences.iter().eq([Sequence(7), Sequence(9)]));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        get("AttemptFailed"),
+        Record::AttemptFailed {
+            subscription: SubscriptionId(3),
+            sequence: Sequence(7),
+            attempt: 4,
+            excused: 1,
+            next_due: WallMs(7_000),
+        }
+    );
+    assert_eq!(get("Topic"), Record::Topic { id: TopicId(2), version: 5, settings: topic_settings() });
+    let settings = subscription_settings();
+    assert_eq!(
+        get("Subscription"),
+        Record::Subscription { id: SubscriptionId(3), version: 6, topic: TopicId(2), settings }
+    );
+    assert_eq!(get("Mark"), Record::Mark { next_sequence: Sequence(42) });
+}
+
+#[test]
+fn completions_far_apart_are_split_where_offsets_do_not_reach() {
+    let far =
+        [Sequence(9), Sequence(1), Sequence(u64::from(u32::MAX) + 1), Sequence(u64::from(u32::MAX) + 2)];
+    let bytes = written(|w| w.completed(SubscriptionId(1), Outcome::Cancelled, false, &far));
+    let mut all = Vec::new();
+    for record in records(&bytes) {
+        match record {
+            Ok(Record::Completed { last: false, sequences, .. }) => all.extend(sequences.iter()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(all, far);
+}
+
+#[test]
+fn bytes_that_say_nothing_must_be_zero() {
+    let refused = Err(RecordError { offset: 0 });
+    for (name, bytes) in samples() {
+        let mut other = bytes.clone();
+        other[0] = 99;
+        assert_eq!(records(&other).next(), Some(refused.clone()), "an unknown kind");
+        if name != "Completed" {
+            other.clone_from(&bytes);
+            other[1] = 1;
+            assert_eq!(records(&other).next(), Some(refused.clone()), "{name}");
+        }
+    }
+    let topic = &samples()[4].1;
+    let mut other = topic.clone();
+    *other.last_mut().expect("padding") = 1;
+    assert_eq!(records(&other).next(), Some(refused));
+}
+
+#[test]
+fn an_effective_due_time_is_never_past_and_never_beyond_what_an_id_holds() {
+    let mut event = Vec::new();
+    EventSpec::new(Due::At(WallMs(u64::MAX)), "a", b"").encode(&mut event).expect("valid");
+    assert_eq!(effective_due(&event, WallMs(5)), Some(WALL_MAX));
+    assert_eq!(effective_due(&event[..3], WallMs(5)), None);
+}
+
+#[test]
+fn the_document_has_the_constants_and_kinds_of_the_code() {
+    let row = |cells: &str| assert!(DOCUMENT.contains(&format!("\n| {cells}")), "no row {cells:?}");
+    row(&format!("`HEADER_SIZE_BYTES` | {HEADER_SIZE_BYTES} |"));
+    row(&format!("`PUBLISHED_FIXED_SIZE_BYTES` | {PUBLISHED_FIXED_SIZE_BYTES} |"));
+    row(&format!("`PROGRESS_SIZE_BYTES` | {PROGRESS_SIZE_BYTES} |"));
+    let value = WALL_MAX.0.to_string();
+    let groups: Vec<&str> = (0..5).map(|n| &value[n * 3..n * 3 + 3]).collect();
+    row(&format!("`WALL_MAX` | {} |", groups.join(",")));
+    for (n, (name, _)) in samples().iter().enumerate() {
+        row(&format!("{} | [`{name}`](#{}) |", n + 1, name.to_lowercase()));
+    }
+    for outcome in Outcome::ALL {
+        row(&format!("{} | {outcome:?} |", outcome as u8));
+    }
+}
+
+/// Each row of a kind's table: offset and name of its fields of fixed size.
+fn fields(kind: &str) -> Vec<(usize, usize, String)> {
+    let section = DOCUMENT.split(&format!("\n### `{kind}`\n")).nth(1).expect("a section");
+    let table = section.split("\n#").next().unwrap_or_default();
+    let rows = table.lines().skip_while(|line| !line.starts_with("| offset")).skip(2);
+    rows.map_while(|line| line.strip_prefix("| "))
+        .filter_map(|row| {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            Some((cells[0].parse().ok()?, cells[1].parse().ok()?, cells[2].to_owned()))
+        })
+        .collect()
+}
+
+#[test]
+fn fields_follow_one_another_and_are_where_the_document_says() {
+    let number = |bytes: &[u8], at: usize, size: usize| {
+        let mut wide = [0; 8];
+        wide[..size].copy_from_slice(&bytes[HEADER_SIZE_BYTES + at..][..size]);
+        u64::from_le_bytes(wide)
+    };
+    let expected: [(&str, &[u64]); 7] = [
+        ("Published", &[2, 2, 41, 6_000]),
+        ("Relocated", &[2, 2, 41, 6_000]),
+        ("Completed", &[3, 2, 7]),
+        ("AttemptFailed", &[3, 1, 0, 7, 7_000]),
+        ("Topic", &[2, 0, 5]),
+        ("Subscription", &[3, 2, 6, 10, 5, 6, 100, 20_000, 100, 60_000]),
+        ("Mark", &[42]),
+    ];
+    for ((name, values), (of, bytes)) in expected.into_iter().zip(samples()) {
+        assert_eq!(name, of);
+        let fields = fields(name);
+        assert_eq!(fields.len(), values.len(), "{name}");
+        let mut end = 0;
+        for ((offset, size, field), value) in fields.into_iter().zip(values) {
+            assert_eq!(offset, end, "{name}: {field}");
+            end += size;
+            assert_eq!(number(&bytes, offset, size), *value, "{name}: {field}");
+        }
+    }
+}
