@@ -4,3 +4,4 @@
 #![forbid(unsafe_code)]
 
 pub mod fuzzing;
+pub mod sim;

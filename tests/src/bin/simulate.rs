@@ -1,0 +1,126 @@
+//! Runs seeds of the simulator until as many crashes as asked for have been survived.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks on its streams")]
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use escapement_tests::sim::{Counts, Options, run};
+
+const USAGE: &str = "\
+usage: simulate [--crashes N] [--seed S] [--seconds N] [--trace] [--keep-going]
+
+  --crashes N   stop after N crashes (default 10000)
+  --seed S      begin with seed S (default 0); without --crashes and --seconds, run this seed alone
+  --seconds N   stop after N seconds
+  --keep-going  count failing seeds, and go on with the next
+  --trace       print what happens to standard error";
+
+struct Arguments {
+    crashes: u64,
+    seed: u64,
+    seconds: Option<u64>,
+    trace: bool,
+    keep_going: bool,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut parsed = Arguments { crashes: 10_000, seed: 0, seconds: None, trace: false, keep_going: false };
+    let (mut seeded, mut limited) = (false, false);
+    let mut given = std::env::args().skip(1);
+    while let Some(name) = given.next() {
+        if name == "--trace" {
+            parsed.trace = true;
+            continue;
+        }
+        if name == "--keep-going" {
+            parsed.keep_going = true;
+            continue;
+        }
+        if !["--crashes", "--seed", "--seconds"].contains(&name.as_str()) {
+            return Err(format!("{name:?} is not an option\n{USAGE}"));
+        }
+        let value = given.next().ok_or_else(|| format!("{name} wants a number\n{USAGE}"))?;
+        let number = value.parse().map_err(|_| format!("{name} wants a number, not {value:?}\n{USAGE}"))?;
+        match name.as_str() {
+            "--crashes" => (parsed.crashes, limited) = (number, true),
+            "--seed" => (parsed.seed, seeded) = (number, true),
+            _ => (parsed.seconds, limited) = (Some(number), true),
+        }
+    }
+    if seeded && !limited {
+        parsed.crashes = 1;
+    }
+    Ok(parsed)
+}
+
+fn report(counts: &Counts, started: Instant) -> String {
+    let seconds = started.elapsed().as_secs_f64();
+    format!(
+        "{} seeds, {} crashes ({} in recovery), {} restarts, {} events, {} pushes, {} turns in {seconds:.1} s: \
+         {:.0} seeds/s, {:.0} crashes/s",
+        counts.seeds,
+        counts.crashes,
+        counts.recovery_crashes,
+        counts.restarts,
+        counts.events,
+        counts.pushes,
+        counts.turns,
+        counts.seeds as f64 / seconds,
+        counts.crashes as f64 / seconds,
+    )
+}
+
+fn main() -> ExitCode {
+    let arguments = match arguments() {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::from(2);
+        }
+    };
+    if !arguments.trace {
+        // A panic is a finding, reported below with its seed.
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    let options = Options { bug: None, trace: arguments.trace };
+    let started = Instant::now();
+    let limit = arguments.seconds.map(Duration::from_secs);
+    let mut counts = Counts::default();
+    let mut printed = started;
+    let mut seed = arguments.seed;
+    let mut failures = 0_u64;
+    loop {
+        match run(seed, options) {
+            Ok(passed) => counts.add(passed.counts),
+            Err(failed) if arguments.keep_going => {
+                println!("{failed}");
+                failures += 1;
+            }
+            Err(failed) => {
+                eprintln!("{failed}");
+                eprintln!("after {}", report(&counts, started));
+                eprintln!(
+                    "replay: cargo run --release -p escapement-tests --bin simulate -- --seed {} --trace",
+                    failed.seed
+                );
+                return ExitCode::FAILURE;
+            }
+        }
+        seed += 1;
+        if counts.crashes >= arguments.crashes || limit.is_some_and(|limit| started.elapsed() >= limit) {
+            break;
+        }
+        if printed.elapsed() >= Duration::from_secs(5) {
+            printed = Instant::now();
+            println!("{}", report(&counts, started));
+        }
+    }
+    println!("{}", report(&counts, started));
+    if failures > 0 {
+        println!("{failures} seeds failed");
+        return ExitCode::FAILURE;
+    }
+    println!("no promise was broken");
+    ExitCode::SUCCESS
+}

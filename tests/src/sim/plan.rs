@@ -1,0 +1,171 @@
+//! What a seed's run consists of.
+
+use escapement_loadgen::{DelayLaw, Workload, WorkloadConfig};
+use escapement_node::core::CommitPolicy;
+use escapement_protocol::SubscriptionSettings;
+use escapement_protocol::frame::Credit;
+use escapement_wal::WalConfig;
+use escapement_wal::memory::Rng;
+
+/// When the first incarnation starts, in ms since the Unix epoch.
+pub(super) const START_WALL_MS: u64 = 1_795_000_000_000;
+
+/// One subscriber's process.
+#[derive(Clone, Debug)]
+pub(super) struct SubscriberPlan {
+    /// Index of its subscription.
+    pub(super) subscription: usize,
+    /// What it calls its host.
+    pub(super) host: u64,
+    /// Its credit.
+    pub(super) credit: Credit,
+    /// Longest time that its lambda takes, in ms.
+    pub(super) work_ms: u64,
+    /// One in so many attempts gets no result.
+    pub(super) silent_one_in: u64,
+}
+
+/// One subscription.
+#[derive(Clone, Debug)]
+pub(super) struct SubscriptionPlan {
+    pub(super) topic: usize,
+    pub(super) settings: SubscriptionSettings,
+    /// Created while events flow already.
+    pub(super) late: bool,
+}
+
+/// Everything that is fixed before a run begins.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) shards: u16,
+    pub(super) cores: u16,
+    pub(super) workload: Workload,
+    pub(super) topics: usize,
+    pub(super) subscriptions: Vec<SubscriptionPlan>,
+    pub(super) subscribers: Vec<SubscriberPlan>,
+    pub(super) publishers: usize,
+    pub(super) events: u64,
+    pub(super) batch_max: u64,
+    pub(super) crashes: u32,
+    pub(super) wal: WalConfig,
+    pub(super) commit: CommitPolicy,
+    pub(super) turn_count_max: usize,
+    /// Bytes that a stream to a client takes before it is full.
+    pub(super) room_bytes: usize,
+    /// Longest ordinary time of a disk operation, in µs.
+    pub(super) disk_us: u64,
+    /// One in so many disk operations takes very long.
+    pub(super) disk_stall_one_in: u64,
+    /// Longest ordinary way over the network, in µs.
+    pub(super) net_us: u64,
+    /// Longest ordinary way between cores, in µs.
+    pub(super) mesh_us: u64,
+    /// Most points between one crash and the next.
+    pub(super) fuse_max: u64,
+    pub(super) cancels: bool,
+    pub(super) memory_bytes_max: usize,
+}
+
+fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
+    of[rng.below(of.len() as u64) as usize]
+}
+
+impl Plan {
+    pub(super) fn draw(seed: u64, rng: &mut Rng) -> Plan {
+        let shards = pick(rng, &[1, 1, 2, 3, 4]);
+        let cores = (1 + rng.below(3) as u16).min(shards);
+        let topics = pick(rng, &[1, 1, 2]);
+        let config = WorkloadConfig {
+            seed,
+            rate_per_s: 0,
+            delay: pick(
+                rng,
+                &[
+                    DelayLaw::Fixed(0),
+                    DelayLaw::Uniform(0, 60),
+                    DelayLaw::Uniform(0, 300),
+                    DelayLaw::Uniform(20, 2_000),
+                    DelayLaw::Uniform(0, 20_000),
+                    DelayLaw::Exponential(400),
+                ],
+            ),
+            payload_size_bytes: pick(rng, &[0, 13, 128, 128, 700, 2_000]),
+            keys: pick(rng, &[0, 0, 1, 3, 8]),
+            topics: topics as u32,
+            fail_permille: pick(rng, &[0, 0, 50, 300]),
+        };
+        let subscription_count = pick(rng, &[1, 1, 2, 3]);
+        let subscriptions: Vec<SubscriptionPlan> = (0..subscription_count)
+            .map(|index| {
+                // Every topic has a subscription, as far as they go round.
+                let topic = index % topics;
+                let settings = SubscriptionSettings {
+                    name: format!("subscription-{index}"),
+                    topic: format!("topic-{topic}"),
+                    max_concurrent_dispatches: pick(rng, &[0, 1, 2, 5, 20]),
+                    attempt_deadline_ms: pick(rng, &[100, 300, 2_000, 10_000]),
+                    max_attempts: pick(rng, &[65_535, 65_535, 65_535, 3, 1]),
+                    min_backoff_ms: pick(rng, &[1, 20, 200]),
+                    max_backoff_ms: 2_000,
+                    max_doublings: pick(rng, &[0, 3]),
+                    jitter_permille: pick(rng, &[0, 200, 1_000]),
+                };
+                SubscriptionPlan { topic, settings, late: index > 0 && rng.one_in(4) }
+            })
+            .collect();
+        let mut subscribers = Vec::new();
+        for subscription in 0..subscription_count {
+            let unnamed = rng.one_in(5);
+            for _ in 0..1 + rng.below(3) {
+                subscribers.push(SubscriberPlan {
+                    subscription,
+                    host: if unnamed { 0 } else { 1_000 + subscribers.len() as u64 },
+                    credit: Credit {
+                        tasks: pick(rng, &[1, 3, 30, 1_024]),
+                        bytes: pick(rng, &[1, 3_000, 1_000_000]),
+                    },
+                    work_ms: pick(rng, &[0, 3, 30, 200]),
+                    silent_one_in: pick(rng, &[u64::MAX, 50, 10]),
+                });
+            }
+        }
+        let small = rng.one_in(2);
+        let tiny = WalConfig::tiny();
+        let segment_size_bytes = if small { 32 * 1024 } else { tiny.segment_size_bytes };
+        let wal = WalConfig {
+            segment_size_bytes,
+            extent_size_bytes_max: if small { 12 * 1024 } else { tiny.extent_size_bytes_max },
+            in_flight_count_max: 1 + rng.below(4) as usize,
+            log_size_bytes_max: pick(rng, &[6, 8, 12]) * segment_size_bytes,
+            ..tiny
+        };
+        Plan {
+            shards,
+            cores,
+            workload: Workload::new(config),
+            topics,
+            subscriptions,
+            subscribers,
+            publishers: 1 + rng.below(3) as usize,
+            events: pick(rng, &[5, 20, 40, 80, 150]),
+            batch_max: pick(rng, &[1, 3, 12]),
+            crashes: 3 + rng.below(8) as u32,
+            wal,
+            commit: CommitPolicy {
+                size_bytes: pick(rng, &[1, 400, 4_096, 65_536]),
+                seal_after_ms: pick(rng, &[1, 5]),
+                trim_every_ms: pick(rng, &[2, 50]),
+                relocate_size_bytes: pick(rng, &[200, 4_096, 131_072]),
+            },
+            turn_count_max: pick(rng, &[1, 3, 4_096]),
+            room_bytes: pick(rng, &[1, 4_096, 1_000_000]),
+            disk_us: pick(rng, &[50, 300, 3_000]),
+            disk_stall_one_in: pick(rng, &[u64::MAX, 200, 20]),
+            net_us: pick(rng, &[50, 500, 5_000]),
+            mesh_us: pick(rng, &[5, 100, 1_000]),
+            fuse_max: pick(rng, &[8, 60, 300, 1_000]),
+            cancels: rng.one_in(2),
+            memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
+        }
+    }
+}

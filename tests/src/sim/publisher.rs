@@ -1,0 +1,148 @@
+//! A publisher: batches on one stream, answers cumulative, everything unanswered sent again on the next connection.
+
+use std::collections::VecDeque;
+
+use escapement_loadgen::generator::EventTemplate;
+use escapement_protocol::frame::{Durability, Items, PublishAck, PublishBatch, encode_publish_batch};
+use escapement_protocol::{ErrorCode, WallMs};
+
+use super::control::{Received, hello};
+use super::net::connection_of;
+use super::world::{Who, World};
+
+/// Most events without an answer.
+const UNANSWERED_MAX: usize = 40;
+
+/// Stream of a connection that batches go out on.
+const STREAM: u64 = 1;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Publisher {
+    connection: Option<u64>,
+    /// Events without an answer, oldest first: on this connection's stream, items `first_item` and on.
+    unanswered: VecDeque<u64>,
+    first_item: u64,
+    /// Of these, how many were sent on this connection.
+    sent: usize,
+}
+
+impl Publisher {
+    pub(super) fn unanswered(&self) -> usize {
+        self.unanswered.len()
+    }
+}
+
+impl World {
+    pub(super) fn publisher_wakes(&mut self, index: usize) {
+        let after_ms = self.rng.below(12);
+        if self.handed_out == self.plan.events && self.publishers[index].unanswered.is_empty() {
+            return;
+        }
+        self.wake(Who::Publisher(index), after_ms);
+        if !self.admin.is_ready() {
+            return;
+        }
+        if self.publishers[index].connection.is_none() {
+            let Some(connection) = self.connect(Who::Publisher(index)) else { return };
+            let publisher = &mut self.publishers[index];
+            publisher.connection = Some(connection);
+            publisher.first_item = 0;
+            publisher.sent = 0;
+            for n in &publisher.unanswered {
+                self.judge.resent(*n);
+            }
+            self.send(connection, 0, &hello(), Vec::new());
+        }
+        self.take_events(index);
+        self.send_batches(index);
+    }
+
+    /// Events of the plan for this publisher, in the order of their numbers.
+    fn take_events(&mut self, index: usize) {
+        let count = 1 + self.rng.below(self.plan.batch_max);
+        for _ in 0..count {
+            let room = self.publishers[index].unanswered.len() < UNANSWERED_MAX;
+            if !room || self.handed_out == self.plan.events {
+                return;
+            }
+            let n = self.handed_out;
+            self.handed_out += 1;
+            let due_ms = self.true_wall_ms() + self.plan.workload.delay_ms(n);
+            self.judge.published(n, due_ms, self.plan.workload.topic(n) as usize);
+            self.publishers[index].unanswered.push_back(n);
+        }
+    }
+
+    /// Sends what was not sent on this connection, in batches of one topic each.
+    fn send_batches(&mut self, index: usize) {
+        let mut template = EventTemplate::new(self.plan.workload).expect("the plan's events are small");
+        loop {
+            let publisher = &self.publishers[index];
+            let Some(connection) = publisher.connection else { return };
+            let rest: Vec<u64> = publisher.unanswered.iter().skip(publisher.sent).copied().collect();
+            let Some(&first) = rest.first() else { return };
+            let topic = self.plan.workload.topic(first);
+            let most = self.plan.batch_max as usize;
+            let batch: Vec<u64> =
+                rest.into_iter().take_while(|n| self.plan.workload.topic(*n) == topic).take(most).collect();
+            let mut events = Vec::new();
+            for n in &batch {
+                events.extend_from_slice(template.event(*n, WallMs(self.judge.due_ms(*n))));
+            }
+            let first_item = publisher.first_item + publisher.sent as u64;
+            let topic = self.admin.topic_id(topic as usize);
+            let frame = PublishBatch::new(topic, first_item, &events, batch.len() as u32).expect("whole events");
+            let mut bytes = Vec::new();
+            encode_publish_batch(&frame, &mut bytes).expect("the plan's batches are small");
+            self.publishers[index].sent += batch.len();
+            self.send(connection, STREAM, &bytes, Vec::new());
+        }
+    }
+
+    pub(super) fn publisher_frame(&mut self, index: usize, stream: u64, incarnation: u32, frame: Received) {
+        if self.publishers[index].connection != Some(connection_of(stream)) {
+            return;
+        }
+        let Received::Ack { through_item, runs, exceptions } = frame else { return };
+        let ack = PublishAck {
+            through_item,
+            durability: Durability::LOCAL_DISK,
+            runs: Items::from(runs.as_slice()),
+            exceptions: Items::from(exceptions.as_slice()),
+        };
+        let publisher = &mut self.publishers[index];
+        let waiting = publisher.first_item..publisher.first_item + publisher.sent as u64;
+        let answers = match ack.items(waiting) {
+            Ok(answers) => answers,
+            Err(error) => return self.judge.breach(format!("an acknowledgement is wrong: {error}")),
+        };
+        let wall_ms = self.node_wall_ms(incarnation);
+        for answer in answers {
+            let publisher = &mut self.publishers[index];
+            let n = publisher.unanswered.pop_front().expect("the answer is to something sent");
+            publisher.first_item += 1;
+            publisher.sent -= 1;
+            match answer.answer {
+                Ok(accepted) => {
+                    self.judge.acknowledged(n, accepted, incarnation, wall_ms);
+                }
+                Err(exception) => {
+                    let expected = [ErrorCode::ResourceExhausted as u16, ErrorCode::Unavailable as u16];
+                    if !expected.contains(&exception.code) {
+                        let code = ErrorCode::from_number(exception.code);
+                        self.judge.breach(format!("event {n} was refused with {code:?}"));
+                    }
+                    self.judge.refused(n);
+                }
+            }
+        }
+    }
+
+    pub(super) fn publisher_cut(&mut self, index: usize, connection: u64) {
+        let publisher = &mut self.publishers[index];
+        if publisher.connection == Some(connection) {
+            publisher.connection = None;
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Starting the node: every shard recovers from its disk, and is held to what was durable and acknowledged.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use escapement_engine::{Effects, Shard, ShardConfig};
+use escapement_node::core::{Core, CoreConfig, core_of};
+use escapement_node::io::WallClock;
+use escapement_protocol::{Epoch, Now, ShardId, WallMs};
+use escapement_router::Credit;
+use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
+use escapement_wal::memory::{Faults, MemDisk};
+use escapement_wal::{
+    BlockKind, BlockSeq, DiskOp, FileId, LocalWal, LogIdentity, OpId, OpenError, RecoveryReport, ShardLog,
+    format_log, open,
+};
+
+use super::bug::Bug;
+use super::node::Node;
+use super::world::{Happening, NS_PER_MS, World};
+
+const CLUSTER: u64 = 7;
+
+/// A shard's disk, and what is known of what was written to it.
+#[derive(Debug)]
+pub(super) struct ShardDisk {
+    pub(super) disk: MemDisk,
+    formatted: bool,
+    /// Digests of the records of each data block handed to the disk, until recovery says that it is gone.
+    blocks: BTreeMap<u64, u64>,
+    /// Blocks of this incarnation whose end has not reached the core.
+    in_flight: BTreeMap<OpId, u64>,
+    /// The newest block handed to the disk.
+    newest: u64,
+    /// Every block up to here is durable, as the core knows.
+    durable: u64,
+    poisoned: bool,
+    /// The shard's state when it crashed: at which block, and its hash.
+    pub(super) at_crash: Option<(u64, u64)>,
+    /// Operations that a planted bug has called done.
+    pub(super) called_done: BTreeSet<OpId>,
+}
+
+impl ShardDisk {
+    pub(super) fn new(seed: u64) -> ShardDisk {
+        ShardDisk {
+            disk: MemDisk::new(seed),
+            formatted: false,
+            blocks: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            newest: 0,
+            durable: 0,
+            poisoned: false,
+            at_crash: None,
+            called_done: BTreeSet::new(),
+        }
+    }
+
+    /// Notes an operation on its way to the disk.
+    pub(super) fn note_op(&mut self, op: &DiskOp) {
+        let DiskOp::Write { id, file, offset, buf } = op else { return };
+        if *file == FileId::SUPER || *offset == 0 {
+            return;
+        }
+        let block = Block::parse(&buf[FRAME_SIZE_BYTES..]).expect("a log writes blocks behind its headers");
+        let seq = block.header().block_seq.0;
+        if block.header().kind == BlockKind::Data {
+            self.blocks.insert(seq, digest(block.records()));
+        }
+        self.in_flight.insert(*id, seq);
+        self.newest = seq;
+    }
+
+    /// Notes an end that the core is about to learn of.
+    pub(super) fn note_end(&mut self, id: OpId, succeeded: bool, is_write: bool) {
+        if !succeeded && is_write {
+            self.poisoned = true;
+        }
+        if self.in_flight.remove(&id).is_some() && !self.poisoned {
+            self.durable = self.in_flight.values().min().map_or(self.newest, |first| first - 1);
+        }
+    }
+
+    /// The shard's state at the end of its incarnation.
+    pub(super) fn note_crash(&mut self, state_hash: u64) {
+        self.at_crash = Some((self.durable, state_hash));
+        self.in_flight.clear();
+        self.called_done.clear();
+        self.poisoned = false;
+    }
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks(8).map(|chunk| chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+    words.fold(bytes.len() as u64, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+}
+
+/// Why a start did not succeed.
+enum NoStart {
+    /// The power failed during it.
+    Crashed,
+    Refused(String),
+}
+
+struct Recovered {
+    shard: Shard,
+    log: LocalWal,
+    report: RecoveryReport,
+}
+
+impl World {
+    /// Starts the node, or crashes while it starts.
+    pub(super) fn boot(&mut self) {
+        if self.node.is_some() {
+            return;
+        }
+        let mut recovered = Vec::new();
+        for shard in 0..self.plan.shards {
+            let cut = self.crashes_left > 0 && !self.is_calm() && self.rng.one_in(5);
+            let power_fails_after = cut.then(|| self.rng.below(12) as u32);
+            let faults = Faults { power_fails_after, ..Faults::default() };
+            self.disks[usize::from(shard)].disk.set_faults(faults);
+            match self.recover(shard) {
+                Ok(shard) => recovered.push(shard),
+                Err(NoStart::Crashed) => return self.crashed_in_recovery(),
+                Err(NoStart::Refused(why)) => return self.judge.breach(format!("shard {shard} refuses: {why}")),
+            }
+        }
+        for disk in &mut self.disks {
+            disk.disk.set_faults(Faults::default());
+        }
+        self.incarnation += 1;
+        self.judge.started(self.incarnation);
+        let leader = recovered.iter().map(|r| r.report.leader_time).max().filter(|time| time.0 > 0);
+        let real_ns = match leader {
+            // A machine without a battery begins in 1970.
+            Some(_) if !self.is_calm() && self.rng.one_in(10) => self.now_ns,
+            _ => self.real_ns(),
+        };
+        let clock = WallClock::start(self.now_ns, real_ns, leader, true).expect("the clock is confirmed");
+        self.start(recovered, clock, real_ns);
+        self.light_fuse();
+    }
+
+    fn crashed_in_recovery(&mut self) {
+        self.note(format_args!("crash in recovery"));
+        self.counts.crashes += 1;
+        self.counts.recovery_crashes += 1;
+        self.crashes_left = self.crashes_left.saturating_sub(1);
+        for disk in &mut self.disks {
+            disk.disk.power_cut();
+        }
+        let after_ns = self.rng.below(50 * NS_PER_MS);
+        self.queue.push(self.now_ns + after_ns, Happening::Boot);
+    }
+
+    fn shard_config(&self, shard: u16) -> ShardConfig {
+        ShardConfig {
+            shard: ShardId(shard),
+            shard_count: self.plan.shards,
+            memory_bytes_max: self.plan.memory_bytes_max,
+            admission_per_s: 0,
+            block_size_bytes_max: self.plan.wal.records_size_bytes_max(),
+            turn_count_max: self.plan.turn_count_max,
+            seed: self.seed ^ u64::from(shard),
+        }
+    }
+
+    /// Recovers one shard. Twice on copies of the disk as well: recovering again must change nothing.
+    fn recover(&mut self, shard: u16) -> Result<Recovered, NoStart> {
+        let config = self.shard_config(shard);
+        let identity = LogIdentity { cluster: CLUSTER, shard: ShardId(shard), shard_count: self.plan.shards };
+        let bug = self.options.bug.filter(|_| self.incarnation > 0);
+        let twice = self.rng.one_in(8);
+        let wal = self.plan.wal;
+        let state = &mut self.disks[usize::from(shard)];
+        if !state.formatted {
+            match format_log(&mut state.disk, identity, &wal) {
+                Ok(()) => state.formatted = true,
+                Err(OpenError::Io { .. }) => {
+                    // Whoever formats begins again from nothing: no data directory is there before its logs are.
+                    let seed = self.rng.next_u64();
+                    self.disks[usize::from(shard)] = ShardDisk::new(seed);
+                    return Err(NoStart::Crashed);
+                }
+                Err(error) => return Err(NoStart::Refused(error.to_string())),
+            }
+        }
+        let before = twice.then(|| state.disk.clone());
+        let mut state_shard = Shard::new(config.clone());
+        let mut effects = Effects::default();
+        let mut faults: Vec<String> = Vec::new();
+        let mut seen: Vec<(u64, u64)> = Vec::new();
+        let mut own_blocks: Vec<u64> = Vec::new();
+        let at_crash = state.at_crash;
+        let mut compared = false;
+        let mut compare = |shard: &Shard, faults: &mut Vec<String>| {
+            if let Some((block, hash)) = at_crash
+                && !std::mem::replace(&mut compared, true)
+                && shard.state_hash() != hash
+            {
+                faults.push(format!("its state at block {block} is not what it was before the crash"));
+            }
+        };
+        let mut last_data: Option<(u64, Vec<u8>)> = None;
+        let opened = open(&mut state.disk, identity, &wal, &mut |block| {
+            if at_crash.is_some_and(|(durable, _)| block.seq.0 > durable) {
+                compare(&state_shard, &mut faults);
+            }
+            if block.kind == BlockKind::Data {
+                seen.push((block.seq.0, digest(block.records)));
+            } else {
+                own_blocks.push(block.seq.0);
+            }
+            let mut apply = |seq: u64, records: &[u8]| {
+                if let Err(error) = state_shard.apply_block(seq, records, &mut effects) {
+                    faults.push(format!("block {seq}: {error}"));
+                }
+            };
+            match bug {
+                Some(Bug::SequencesAgain) => {}
+                Some(Bug::LastBlockForgotten) => {
+                    if let Some((seq, records)) = last_data.replace((block.seq.0, block.records.to_vec())) {
+                        apply(seq, &records);
+                    }
+                }
+                _ => apply(block.seq.0, block.records),
+            }
+        });
+        let (log, report) = match opened {
+            Ok(opened) => opened,
+            Err(OpenError::Io { .. }) => return Err(NoStart::Crashed),
+            Err(error) => return Err(NoStart::Refused(error.to_string())),
+        };
+        if bug.is_none() || self.options.bug == Some(Bug::EpochAgain) {
+            compare(&state_shard, &mut faults);
+        }
+        for seq in own_blocks.iter().filter(|seq| at_crash.is_none_or(|(durable, _)| **seq > durable)) {
+            // A recovery that was cut short has put the opening of its epoch where a lost block was.
+            state.blocks.remove(seq);
+        }
+        state.hold_to_chain(&seen, &report, &mut faults);
+        state.durable = log.durable().0;
+        state.newest = state.durable;
+        // Recovery has made what it found durable: should another shard's recovery crash, it is found again.
+        state.at_crash = Some((report.last.0, state_shard.state_hash()));
+        if let Some(fault) = faults.into_iter().next() {
+            return Err(NoStart::Refused(fault));
+        }
+        if let Some(before) = before {
+            let hash = state_shard.state_hash();
+            self.recover_twice(before, config, identity, hash)?;
+        }
+        self.trace.number(state_shard.state_hash());
+        self.note(format_args!(
+            "shard {shard} recovered blocks {} to {} under epoch {}, {:?}",
+            report.first,
+            report.last,
+            report.epoch.0,
+            report.end
+        ));
+        self.judge.recovered(ShardId(shard), |sequence| state_shard.event(sequence).is_some());
+        Ok(Recovered { shard: state_shard, log, report })
+    }
+
+    fn recover_twice(
+        &mut self,
+        mut disk: MemDisk,
+        config: ShardConfig,
+        identity: LogIdentity,
+        expected: u64,
+    ) -> Result<(), NoStart> {
+        disk.set_faults(Faults::default());
+        for round in 0..2 {
+            let mut shard = Shard::new(config.clone());
+            let mut effects = Effects::default();
+            let mut error = None;
+            let opened = open(&mut disk, identity, &self.plan.wal, &mut |block| {
+                error = error.take().or(shard.apply_block(block.seq.0, block.records, &mut effects).err());
+            });
+            if let Err(error) = opened {
+                return Err(NoStart::Refused(format!("recovered again, round {round}: {error}")));
+            }
+            if let Some(error) = error {
+                return Err(NoStart::Refused(format!("recovered again, round {round}: {error}")));
+            }
+            if shard.state_hash() != expected && self.options.bug.is_none() {
+                return Err(NoStart::Refused("recovering again gives another state".into()));
+            }
+            disk.power_cut();
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, recovered: Vec<Recovered>, clock: WallClock, real_ns: u64) {
+        let mut node = Node::new(self.incarnation, clock, self.plan.cores);
+        let now = self.shown(node.read_clock(self.now_ns, real_ns));
+        let epochs: Vec<Option<Epoch>> = recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
+        let least = recovered.iter().map(|r| r.shard.registry().version()).min().unwrap_or(0);
+        let control = recovered[0].shard.control_since(least);
+        let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> = (0..self.plan.cores).map(|_| Vec::new()).collect();
+        for (number, Recovered { mut shard, log, report }) in (0..self.plan.shards).zip(recovered) {
+            shard.recovered(now, self.epoch_of(report.epoch));
+            let core = core_of(ShardId(number), self.plan.cores);
+            by_core[usize::from(core)].push(Some((shard, log)));
+        }
+        for (index, shards) in (0..self.plan.cores).zip(by_core) {
+            let config = CoreConfig {
+                core: index,
+                core_count: self.plan.cores,
+                shard_count: self.plan.shards,
+                epochs: epochs.clone(),
+                node_id: 1,
+                commit: self.plan.commit,
+                intake_size_bytes_max: 16 * 1024,
+                credit_max: Credit { tasks: 1_000, bytes: 1 << 20 },
+            };
+            let mut core = Core::new(config, shards);
+            core.catch_up(now, |version| if version >= least { control.clone() } else { Vec::new() });
+            node.add(core);
+        }
+        self.trace.line(self.now_ns, format_args!("start {} at wall {}", self.incarnation, now.wall));
+        self.node = Some(node);
+        for core in 0..self.plan.cores {
+            self.wake_core(core, 0);
+        }
+    }
+
+    fn epoch_of(&self, epoch: Epoch) -> Epoch {
+        match self.options.bug {
+            Some(Bug::EpochAgain) => Epoch(1),
+            _ => epoch,
+        }
+    }
+
+    /// The time as cores are told it.
+    pub(super) fn shown(&self, now: Now) -> Now {
+        match self.options.bug {
+            Some(Bug::ClockAhead) => Now { wall: WallMs(now.wall.0 + 40), ..now },
+            _ => now,
+        }
+    }
+}
+
+impl ShardDisk {
+    /// Every block that was found is one that was written, and none that was durable is missing.
+    fn hold_to_chain(&mut self, seen: &[(u64, u64)], report: &RecoveryReport, faults: &mut Vec<String>) {
+        let durable = self.at_crash.map_or(0, |(durable, _)| durable);
+        if report.last < BlockSeq(durable) {
+            faults.push(format!("blocks up to {durable} were durable, and recovery ends at {}", report.last));
+        }
+        for (seq, digest) in seen {
+            if self.blocks.get(seq) != Some(digest) {
+                faults.push(format!("block {seq} is not what was written"));
+            }
+        }
+        let found: BTreeSet<u64> = seen.iter().map(|(seq, _)| *seq).collect();
+        let missing = self.blocks.range(report.first.0..=report.last.0).find(|(seq, _)| !found.contains(seq));
+        if let Some((seq, _)) = missing {
+            faults.push(format!("block {seq} is missing inside the recovered chain"));
+        }
+        self.blocks.retain(|seq, _| *seq >= report.first.0 && *seq <= report.last.0);
+    }
+}
