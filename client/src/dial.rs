@@ -17,6 +17,11 @@ use crate::{ClientError, ConnectOptions, TransportOptions, tls};
 /// strangers from guessing it.
 const INITIAL_ID_SIZE_BYTES: usize = 20;
 
+/// Largest datagram that may be sent where segmentation is offloaded. quinn hands over up to 10 at once, and
+/// together they must fit a UDP payload: Linux refuses more, quinn takes that for a lost probe, and a path that
+/// loses every full batch falls back to the smallest datagrams.
+const OFFLOADED_MTU_MAX: u16 = 65_487 / 10;
+
 /// A socket and the settings to dial one node from it.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialer {
@@ -112,7 +117,10 @@ fn transport(options: &TransportOptions) -> Result<TransportConfig, ClientError>
     let idle = IdleTimeout::try_from(options.idle_timeout)
         .map_err(|error| ClientError::tls("idle_timeout", error))?;
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(options.mtu_upper_bound);
+    discovery.upper_bound(match options.segmentation_offload {
+        true => options.mtu_upper_bound.min(OFFLOADED_MTU_MAX),
+        false => options.mtu_upper_bound,
+    });
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))

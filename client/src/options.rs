@@ -68,7 +68,8 @@ pub struct TransportOptions {
     /// Largest datagram that path discovery probes for, in bytes of UDP payload, 1,200 to 65,527.
     ///
     /// 1,452 passes every usual network; 8,952 and more suit jumbo frames and loopback. The node has
-    /// its own bound, and the smaller one holds for each direction.
+    /// its own bound, and the smaller one holds for each direction. With `segmentation_offload` this side
+    /// sends no datagram above 6,548 bytes, and still receives larger ones.
     pub mtu_upper_bound: u16,
     /// Bytes that the node may have under way on one stream: a window of a whole frame and more.
     pub stream_receive_window_bytes: u32,
@@ -94,8 +95,8 @@ impl Default for TransportOptions {
     fn default() -> Self {
         TransportOptions {
             mtu_upper_bound: 1_452,
-            stream_receive_window_bytes: 4 * 1024 * 1024,
-            receive_window_bytes: 16 * 1024 * 1024,
+            stream_receive_window_bytes: 2 * 1024 * 1024,
+            receive_window_bytes: 8 * 1024 * 1024,
             send_window_bytes: 8 * 1024 * 1024,
             socket_buffer_bytes: 8 * 1024 * 1024,
             keep_alive: Duration::from_secs(5),

@@ -381,3 +381,6 @@ impl After for AckRun {
         (self.count > count).then(|| AckRun { first_sequence, count: self.count - count, ..self })
     }
 }
+
+#[cfg(test)]
+mod tests;
