@@ -60,6 +60,9 @@ impl Mesh {
     /// Whether some core is so far behind that publishers should wait.
     pub(crate) fn is_crowded(&self) -> bool {
         self.inboxes.len() > 1
-            && self.inboxes.iter().any(|inbox| inbox.size_bytes.load(Ordering::Relaxed) > INBOX_SIZE_BYTES_MAX)
+            && self
+                .inboxes
+                .iter()
+                .any(|inbox| inbox.size_bytes.load(Ordering::Relaxed) > INBOX_SIZE_BYTES_MAX)
     }
 }

@@ -3,8 +3,8 @@
 use escapement_engine::{Input, Message, Registry, Ticket, owner_of};
 use escapement_frontend::door::{self, Backend, OpenSession};
 use escapement_protocol::frame::{
-    self, AdminAnswer, AdminRequest, Items, ResultItem, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList,
-    TopicInfo, TopicList,
+    self, AdminAnswer, AdminRequest, Items, ResultItem, Subscribe, Subscribed, SubscriptionInfo,
+    SubscriptionList, TopicInfo, TopicList,
 };
 use escapement_protocol::{ErrorCode, EventId, ShardId, TopicId};
 use escapement_router::{Credit, Detach, HostKey, SessionId};
@@ -65,7 +65,9 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
         let registry = self.registry().ok_or_else(no_shard)?;
         match request {
             AdminRequest::GetTopic { name } => {
-                let topic = registry.topic_named(name).ok_or_else(|| unknown(ErrorCode::UnknownTopic, "topic", name))?;
+                let topic = registry
+                    .topic_named(name)
+                    .ok_or_else(|| unknown(ErrorCode::UnknownTopic, "topic", name))?;
                 Ok(AdminAnswer::Topic(topic_info(topic)))
             }
             AdminRequest::GetSubscription { name } => {
@@ -187,7 +189,11 @@ pub(super) fn refusal(refusal: escapement_engine::Refusal) -> door::Refusal {
 
 fn unknown(code: ErrorCode, what: &str, name: &str) -> door::Refusal {
     let name: String = name.chars().take(64).collect();
-    door::Refusal { code, message: format!("no {what} is named {name:?}: create it first"), retry_after_ms: 0 }
+    door::Refusal {
+        code,
+        message: format!("no {what} is named {name:?}: create it first"),
+        retry_after_ms: 0,
+    }
 }
 
 fn no_shard() -> door::Refusal {

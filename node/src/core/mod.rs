@@ -24,14 +24,16 @@ use hashbrown::HashMap;
 use escapement_delivery::Sessions;
 use escapement_engine::{Deadline, Input, Message, Push, Reply, ReplyBody, Shard, ShardStats, Ticket};
 use escapement_frontend::door::{Door, DoorConfig, PublishAnswer, Violation};
-use escapement_protocol::frame::{AdminAnswer, PushItem, ShardCore, ShardMapInfo, SubscriptionInfo, TopicInfo};
+use escapement_protocol::frame::{
+    AdminAnswer, PushItem, ShardCore, ShardMapInfo, SubscriptionInfo, TopicInfo,
+};
 use escapement_protocol::{Epoch, ErrorCode, Now, ShardId};
 use escapement_router::{Credit, SessionId};
 use escapement_wal::{DiskCompletion, DiskOp, LocalWal};
 
 pub use mail::{Mail, Parcel};
-pub use slot::{CommitPolicy, SlotFailure};
 use slot::Slot;
+pub use slot::{CommitPolicy, SlotFailure};
 
 /// What a core is given at start.
 #[derive(Clone, Debug)]
@@ -84,7 +86,10 @@ pub struct Core<S> {
 
 impl<S> std::fmt::Debug for Core<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("core", &self.inside.config.core).field("door", &self.door).finish_non_exhaustive()
+        f.debug_struct("Core")
+            .field("core", &self.inside.config.core)
+            .field("door", &self.door)
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,8 +119,11 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             state.set_serving(serving().map(|(shard, _)| ShardId(shard)));
             Slot::new(ShardId(shard), state, log, config.commit)
         };
-        let slots =
-            shards.into_iter().zip(ids).map(|(opened, shard)| opened.map(|opened| slot(opened, shard))).collect();
+        let slots = shards
+            .into_iter()
+            .zip(ids)
+            .map(|(opened, shard)| opened.map(|opened| slot(opened, shard)))
+            .collect();
         let inside = Inside {
             slots,
             sessions: Sessions::default(),
@@ -191,7 +199,11 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             match parcel {
                 Parcel::Shard(shard, message) => self.inside.local.push_back((shard, message)),
                 Parcel::Publish { shard, ticket, topic, count, events } => {
-                    self.inside.step(shard, Input::Publish { ticket, topic, count, events: &events }, Some(ticket));
+                    self.inside.step(
+                        shard,
+                        Input::Publish { ticket, topic, count, events: &events },
+                        Some(ticket),
+                    );
                 }
                 Parcel::Cancel { shard, ticket, event } => {
                     self.inside.step(shard, Input::Cancel { ticket, event }, Some(ticket));

@@ -159,7 +159,9 @@ impl Slot {
     }
 
     fn notice_failure(&mut self) {
-        let Some(error @ (LogError::Poisoned | LogError::Fenced | LogError::Corrupt { .. })) = self.log.error() else {
+        let Some(error @ (LogError::Poisoned | LogError::Fenced | LogError::Corrupt { .. })) =
+            self.log.error()
+        else {
             return;
         };
         if self.failure.is_none() {
@@ -225,9 +227,13 @@ impl Slot {
         if !self.in_flight.is_empty() && waiting < self.policy.size_bytes {
             return;
         }
-        let (len, count) = cut(&self.effects.records, self.effects.record_count, self.log.records_size_bytes_max());
-        let block =
-            BlockContent { records: &self.effects.records[..len], record_count: count, leader_time: now.wall };
+        let (len, count) =
+            cut(&self.effects.records, self.effects.record_count, self.log.records_size_bytes_max());
+        let block = BlockContent {
+            records: &self.effects.records[..len],
+            record_count: count,
+            leader_time: now.wall,
+        };
         let seq = match self.log.submit(block) {
             Ok(seq) => seq,
             Err(LogError::Backpressure | LogError::Full | LogError::Unavailable) => return,
@@ -265,7 +271,8 @@ impl Slot {
             return Deadline::default();
         }
         let mut next = self.shard.next_deadline();
-        let seal = self.unsealed_since.filter(|_| self.is_synced()).map(|s| s.plus_ms(self.policy.seal_after_ms));
+        let seal =
+            self.unsealed_since.filter(|_| self.is_synced()).map(|s| s.plus_ms(self.policy.seal_after_ms));
         let busy = !self.is_synced() || self.emptying.is_some();
         let trim = busy.then_some(self.trim_at);
         next.mono = [next.mono, seal, trim].into_iter().flatten().min();
