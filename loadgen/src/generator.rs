@@ -71,7 +71,7 @@ pub struct WorkloadConfig {
     pub delay: DelayLaw,
     /// Bytes of data in each event.
     pub payload_size_bytes: usize,
-    /// Number of ordering keys; 0: events have none.
+    /// Number of ordering keys over all topics, at least one for each; 0: events have none.
     pub keys: u32,
     /// Number of topics, taken in turn; at least 1.
     pub topics: u32,
@@ -104,10 +104,11 @@ impl Workload {
     /// The events of `config`.
     ///
     /// # Panics
-    /// If there are no topics, or the failing share is not in thousandths.
+    /// If there are no topics, or fewer keys than topics, or the failing share is not in thousandths.
     #[must_use]
     pub fn new(config: WorkloadConfig) -> Self {
         assert!(config.topics > 0, "a load needs a topic");
+        assert!(config.keys == 0 || config.keys >= config.topics, "a key belongs to one topic");
         assert!(config.fail_permille <= 1_000, "a share in thousandths is at most 1000");
         let salt = mix(config.seed ^ DOMAIN_SALT);
         Workload { config, salt: [hex(salt), hex(salt >> 4)] }
@@ -156,13 +157,17 @@ impl Workload {
         }
     }
 
-    /// Index of the ordering key of event `n`, if the load has keys.
+    /// Index of the ordering key of event `n`, if the load has keys. Each key belongs to one topic,
+    /// since it is within a topic that a key orders.
     #[must_use]
     pub fn key(&self, n: u64) -> Option<u32> {
-        match self.config.keys {
-            0 => None,
-            keys => Some((self.random(n, DOMAIN_KEY) % u64::from(keys)) as u32),
+        let WorkloadConfig { keys, topics, .. } = self.config;
+        if keys == 0 {
+            return None;
         }
+        let topic = self.topic(n);
+        let keys_of_topic = (keys - topic).div_ceil(topics);
+        Some(topic + topics * (self.random(n, DOMAIN_KEY) % u64::from(keys_of_topic)) as u32)
     }
 
     /// What the subscriber answers to attempt `attempt` (from 1) at event `n`.
@@ -348,6 +353,19 @@ mod tests {
         let mean = exponential.iter().sum::<u64>() / 20_000;
         assert!((950..1_050).contains(&mean), "{mean}");
         assert!(exponential.iter().all(|ms| *ms <= DelayLaw::Exponential(1_000).longest_ms()));
+    }
+
+    #[test]
+    fn every_key_is_used_and_belongs_to_one_topic() {
+        for (keys, topics) in [(1, 1), (7, 3), (9, 3), (5, 5)] {
+            let load = load(WorkloadConfig { keys, topics, ..WorkloadConfig::default() });
+            let mut topic_of_key = vec![None; keys as usize];
+            for n in 0..2_000 {
+                let key = load.key(n).expect("the load has keys") as usize;
+                assert_eq!(*topic_of_key[key].get_or_insert(load.topic(n)), load.topic(n));
+            }
+            assert!(topic_of_key.iter().all(Option::is_some), "{keys} {topics}");
+        }
     }
 
     #[test]

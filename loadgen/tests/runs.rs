@@ -1,0 +1,91 @@
+//! Whole runs against a node of their own, small enough for every test run.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn loadgen(line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args(line.split(' '))
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+/// Runs a load on a node in a directory of its own, and answers the exit status and the figures.
+fn figures(line: &str) -> (Option<i32>, Value, String) {
+    let place = tempfile::tempdir().expect("a directory");
+    let json = place.path().join("result.json");
+    let data = place.path().join("data");
+    let line = format!("{line} --quiet --allow-tmpfs --json {} --data {}", json.display(), data.display());
+    let output = loadgen(&line);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let text = std::fs::read_to_string(&json).unwrap_or_else(|error| panic!("{error}; it said: {said}"));
+    (output.status.code(), serde_json::from_str(&text).expect("JSON"), said)
+}
+
+#[test]
+fn a_small_load_is_delivered_and_every_figure_is_there() {
+    let (status, json, said) = figures("--rate 2k/s --duration 1s --warmup 1s --delay uniform:0s..200ms");
+    assert_eq!(status, Some(0), "{said}");
+    for field in ["published", "acknowledged", "dispatched", "completed"] {
+        assert_eq!(json[field], 4_000, "{field}: {said}");
+    }
+    for field in ["refused", "lost", "early", "duplicates", "wrong_payload", "out_of_order", "missed_sends"] {
+        assert_eq!(json[field], 0, "{field}: {said}");
+    }
+    assert!(json["completed_per_s"].as_f64().is_some_and(|rate| rate > 1_000.0), "{said}");
+    for metric in ["publish_ack_us", "lateness_us", "generator_lag_us"] {
+        let of =
+            |quantile: &str| json[metric][quantile].as_u64().unwrap_or_else(|| panic!("{metric} {quantile}"));
+        assert!(of("p50") <= of("p90") && of("p90") <= of("p99") && of("p99") <= of("p99_9"));
+        assert!(of("p99_9") <= of("max") && of("max") < 60_000_000);
+    }
+    for field in ["cpu_s", "cpu_s_per_million", "rss_peak_bytes", "log_bytes", "log_bytes_per_task"] {
+        assert!(json["node"][field].as_f64().is_some_and(|figure| figure >= 0.0), "{field}");
+    }
+}
+
+#[test]
+fn keys_topics_planned_failures_and_limits_are_kept_and_counted() {
+    let (status, json, said) = figures(
+        "--rate 1k/s --duration 1s --warmup 1s --delay uniform:100ms..300ms --keys 200 --topics 3 --fail 5% \
+         --max-concurrent 16 --publishers 2 --subscribers 2",
+    );
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!((&json["completed"], &json["lost"]), (&2_000.into(), &0.into()), "{said}");
+    let retried = json["dispatched"].as_u64().unwrap_or(0) - 2_000;
+    assert!((20..=400).contains(&retried), "about one in twenty attempts failed by plan: {retried}");
+    assert!((1..=16).contains(&json["running_most"].as_u64().unwrap_or(0)), "{said}");
+}
+
+#[test]
+fn as_fast_as_it_goes_loses_nothing_either() {
+    let (status, json, said) = figures("--rate max --duration 1s --warmup 1s --delay 0s --in-flight 2000");
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(json["published"], json["completed"], "{said}");
+    assert!(json["completed"].as_u64().is_some_and(|completed| completed > 1_000), "{said}");
+}
+
+#[test]
+fn a_missed_objective_is_named_and_exits_with_1() {
+    let (status, json, said) =
+        figures("--rate 100/s --duration 1s --warmup 1s --delay 0s --slo max(publish_ack)<1us");
+    assert_eq!(status, Some(1));
+    assert!(said.contains("MISSED max(publish_ack)<1us"), "{said}");
+    assert_eq!(json["kept"], false);
+}
+
+#[test]
+fn wrong_arguments_exit_with_2_and_an_example() {
+    let output = loadgen("--rate fast");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("500k/s"));
+}
+
+#[test]
+fn a_node_that_does_not_come_up_ends_the_run_with_its_own_words() {
+    let output = loadgen("--quiet --node-arg=--no-such-setting");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-setting"));
+}
