@@ -43,7 +43,7 @@ impl Router {
         let &at = self.by_id.get(&id).ok_or(UnknownSubscription)?;
         let new = self.sessions.add(session, host, at, credit);
         self.by_session.insert(session, new);
-        self.subscription(at).sessions.push(new);
+        self.subscription(at).apart.sessions.push(new);
 
         let named = running.iter().filter_map(|tag| self.pool.running(*tag));
         let mut adopted: Vec<u32> = named.filter(|index| self.pool[*index].subscription == at).collect();
@@ -61,7 +61,7 @@ impl Router {
         let held = |index: &u32| !self.sessions[*index].attached && self.sessions[*index].host == host;
         let cut: Vec<u32> = self.subscriptions[at as usize]
             .iter()
-            .flat_map(|subscription| &subscription.sessions)
+            .flat_map(|subscription| &subscription.apart.sessions)
             .copied()
             .filter(held)
             .collect();
@@ -110,7 +110,7 @@ impl Router {
             return self.refresh_open(at);
         }
         let subscription = subscription_mut(&mut self.subscriptions, self.sessions[at].subscription);
-        subscription.sessions.retain(|other| *other != at);
+        subscription.apart.sessions.retain(|other| *other != at);
         self.forget_session(at);
     }
 

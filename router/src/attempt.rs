@@ -25,7 +25,7 @@ impl Router {
         let Some(index) = running.filter(mine) else {
             if let Some(&at) = self.by_session.get(&session) {
                 let at = self.sessions[at].subscription;
-                self.subscription(at).counts.stale_results += 1;
+                self.subscription(at).apart.counts.stale_results += 1;
             }
             return false;
         };
@@ -72,7 +72,7 @@ impl Router {
         let attached = self.sessions[session].attached;
         self.end_attempt(index);
         if attached {
-            self.subscription(self.pool[index].subscription).counts.deadlines_passed += 1;
+            self.subscription(self.pool[index].subscription).apart.counts.deadlines_passed += 1;
             self.retry(now, index, 0);
         } else {
             self.excuse(now, index);
@@ -96,7 +96,7 @@ impl Router {
         node.task.not_before = MonoNs(0);
         let task = node.task;
         let subscription = subscription_mut(&mut self.subscriptions, node.subscription);
-        subscription.counts.completed += 1;
+        subscription.completed += 1;
         self.decided.push(Decision::Complete { subscription: subscription.id, task, outcome });
         self.release(now, index);
     }
@@ -107,7 +107,8 @@ impl Router {
             return self.complete(now, index, Outcome::AttemptsExhausted);
         }
         let task = self.pool[index].task;
-        let settings = &subscription_mut(&mut self.subscriptions, self.pool[index].subscription).settings;
+        let settings =
+            &subscription_mut(&mut self.subscriptions, self.pool[index].subscription).apart.settings;
         let counted = u32::from(task.attempt.saturating_sub(task.excused));
         let whole_ns = u128::from(settings.backoff_ms(counted)) * 1_000_000;
         let jitter_ns = whole_ns * u128::from(settings.jitter_permille) / 1_000;
@@ -122,7 +123,7 @@ impl Router {
     pub(crate) fn is_exhausted(&mut self, index: u32) -> bool {
         let node = &self.pool[index];
         let counted = u32::from(node.task.attempt.saturating_sub(node.task.excused));
-        let most = subscription_mut(&mut self.subscriptions, node.subscription).settings.max_attempts;
+        let most = subscription_mut(&mut self.subscriptions, node.subscription).max_attempts;
         counted >= most || node.task.attempt == u16::MAX
     }
 
@@ -141,7 +142,7 @@ impl Router {
         node.task.not_before = next_due;
         let task = node.task;
         let subscription = subscription_mut(&mut self.subscriptions, node.subscription);
-        subscription.counts.attempts_failed += 1;
+        subscription.apart.counts.attempts_failed += 1;
         let (subscription, attempt) = (subscription.id, task.attempt);
         self.decided.push(Decision::AttemptFailed { subscription, task, attempt, next_due });
         self.admit(now, index);

@@ -47,7 +47,7 @@ impl Router {
         for (list, state, attempted) in [
             (subscription.retries, State::Ready, Some(true)),
             (subscription.fresh, State::Ready, Some(false)),
-            (subscription.backoff, State::Backoff, None),
+            (subscription.apart.backoff, State::Backoff, None),
         ] {
             assert_eq!(list.iter(&self.pool).count(), list.len as usize);
             for index in list.iter(&self.pool) {
@@ -65,7 +65,7 @@ impl Router {
 
     fn check_keys(&self, subscription: &Subscription) {
         let mut keyed = 0;
-        for (hash, front, blocked) in subscription.keys.iter() {
+        for (hash, front, blocked) in subscription.apart.keys.iter() {
             let node = &self.pool[front];
             assert_eq!(node.task.key, hash);
             assert!(matches!(node.state, State::Ready | State::Running | State::Backoff));
@@ -82,14 +82,14 @@ impl Router {
         let tasks = subscription.all(&self.pool, &self.sessions);
         let with_key = tasks.filter(|index| self.pool[*index].task.key != 0).count();
         assert_eq!(keyed, with_key, "every task with a key is in front or blocked");
-        assert!(subscription.keys.len() <= subscription.tasks);
+        assert!(subscription.apart.keys.len() <= subscription.tasks);
     }
 
     fn check_sessions(&self, at: u32, subscription: &Subscription) -> usize {
         let mut running = 0;
         let mut attached = 0;
         let mut open = 0;
-        for &place in &subscription.sessions {
+        for &place in &subscription.apart.sessions {
             let session = &self.sessions[place];
             assert_eq!(session.subscription, at);
             let (mut tasks, mut bytes) = (0, 0);

@@ -102,10 +102,10 @@ impl Router {
     /// deadline or backoff that has begun stays as it is.
     pub fn upsert(&mut self, _now: MonoNs, id: SubscriptionId, settings: &SubscriptionSettings) {
         if let Some(&at) = self.by_id.get(&id) {
-            self.subscription(at).settings = settings.clone();
+            self.subscription(at).set(settings);
             return self.touch(at);
         }
-        let subscription = Some(Subscription::new(id, settings.clone()));
+        let subscription = Some(Subscription::new(id, settings));
         let at = match self.free.pop() {
             Some(at) => {
                 self.subscriptions[at as usize] = subscription;
@@ -137,7 +137,7 @@ impl Router {
                 self.outdate_backoff();
             }
         }
-        for session in subscription.sessions {
+        for session in subscription.apart.sessions {
             self.by_session.remove(&self.sessions[session].id);
             self.forget_session(session);
         }
@@ -159,12 +159,15 @@ impl Router {
             lookup.insert((task.shard, task.sequence), index);
         }
         if task.key != 0 {
-            match subscription.keys.join(&mut self.pool, index) {
+            match subscription.apart.keys.join(&mut self.pool, index) {
                 Joined::Front => {}
                 Joined::Blocked => return,
                 Joined::Instead(front) => {
                     self.unlist(front);
-                    subscription_mut(&mut self.subscriptions, at).keys.block_first(&mut self.pool, front);
+                    subscription_mut(&mut self.subscriptions, at)
+                        .apart
+                        .keys
+                        .block_first(&mut self.pool, front);
                 }
             }
         }
@@ -184,7 +187,7 @@ impl Router {
         match node.state {
             State::Running => return Withdrawn::Running { attempt: node.task.attempt + 1 },
             State::Blocked => {
-                subscription.keys.remove_blocked(&mut self.pool, index);
+                subscription.apart.keys.remove_blocked(&mut self.pool, index);
                 self.drop_task(index);
             }
             State::Ready | State::Backoff => {
@@ -262,7 +265,7 @@ impl Router {
         if due > now {
             node.state = State::Backoff;
             let stamp = node.generation;
-            subscription.backoff.push_back(&mut self.pool, index);
+            subscription.apart.backoff.push_back(&mut self.pool, index);
             self.backoffs.push(Timer { at: due, index, stamp });
             return;
         }
@@ -280,7 +283,7 @@ impl Router {
         node.generation += u32::from(state == State::Backoff);
         let subscription = subscription_mut(&mut self.subscriptions, node.subscription);
         let list = match state {
-            State::Backoff => &mut subscription.backoff,
+            State::Backoff => &mut subscription.apart.backoff,
             _ if attempted => &mut subscription.retries,
             _ => &mut subscription.fresh,
         };
@@ -295,7 +298,8 @@ impl Router {
         let node = &self.pool[index];
         let (at, key) = (node.subscription, node.task.key);
         if key != 0 {
-            let next = subscription_mut(&mut self.subscriptions, at).keys.advance(&mut self.pool, index);
+            let next =
+                subscription_mut(&mut self.subscriptions, at).apart.keys.advance(&mut self.pool, index);
             if let Some(next) = next {
                 self.admit(now, next);
             }

@@ -17,7 +17,11 @@ impl Router {
     pub fn run(&mut self, now: MonoNs, out: &mut Vec<Decision>) -> bool {
         let mut more = self.fire_backoffs(now);
         more |= self.expire(now, RUN_MAX);
-        out.append(&mut self.decided);
+        if out.is_empty() {
+            std::mem::swap(out, &mut self.decided);
+        } else {
+            out.append(&mut self.decided);
+        }
         let mut budget = RUN_MAX;
         while budget > 0 {
             let Some(at) = self.dirty.pop_front() else { return more };
@@ -45,6 +49,7 @@ impl Router {
                 continue;
             }
             subscription_mut(&mut self.subscriptions, node.subscription)
+                .apart
                 .backoff
                 .remove(&mut self.pool, timer.index);
             self.admit(now, timer.index);
@@ -76,12 +81,16 @@ impl Router {
     fn choose(&mut self, at: u32, size_bytes: u32) -> Option<u32> {
         let subscription = subscription_mut(&mut self.subscriptions, at);
         let open = &subscription.open;
-        let first = *open.get(subscription.turn).or(open.first())?;
-        let second = *open.get(subscription.turn + 1).or(open.first())?;
-        subscription.turn = if subscription.turn + 1 < open.len() { subscription.turn + 1 } else { 0 };
         let fits = |at: &u32| self.sessions[*at].fits(size_bytes);
-        let two = [first, second].into_iter().filter(fits).min_by_key(|at| self.sessions[*at].tasks);
-        two.or_else(|| open.iter().copied().find(fits))
+        if let [only] = open[..] {
+            return Some(only).filter(fits);
+        }
+        let turn = subscription.turn as usize;
+        let first = *open.get(turn).or(open.first())?;
+        let second = *open.get(turn + 1).or(open.first())?;
+        subscription.turn = if turn + 1 < open.len() { subscription.turn + 1 } else { 0 };
+        let fewer = if self.sessions[second].tasks < self.sessions[first].tasks { second } else { first };
+        Some(fewer).filter(fits).or_else(|| open.iter().copied().find(fits))
     }
 
     fn dispatch(&mut self, now: MonoNs, at: u32, index: u32, session: u32) -> Decision {
@@ -91,12 +100,12 @@ impl Router {
         node.task.not_before = MonoNs(0);
         node.state = State::Running;
         node.session = session;
-        node.deadline_ms = u32::try_from(subscription.settings.attempt_deadline_ms).unwrap_or(u32::MAX);
+        node.deadline_ms = subscription.deadline_ms;
         node.deadline = now.plus_ms(node.deadline_ms.into());
         let (task, deadline_ms) = (node.task, node.deadline_ms);
         list.remove(&mut self.pool, index);
         subscription.running += 1;
-        subscription.counts.dispatched += 1;
+        subscription.dispatched += 1;
         let subscription = subscription.id;
         self.sessions[session].push(&mut self.pool, index);
         self.arm(session);

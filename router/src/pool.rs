@@ -57,7 +57,7 @@ const _: () = assert!(size_of::<Node>() <= 88);
 
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pages: Vec<Box<[Node]>>,
+    pages: Vec<Box<[Node; PAGE_NODES]>>,
     free: u32,
     used: usize,
     epoch: u64,
@@ -93,7 +93,7 @@ impl Pool {
         let first = self.pages.len() * PAGE_NODES;
         assert!(first + PAGE_NODES <= 1 << INDEX_BITS, "at most 2^26 tasks in one router");
         let last = first + PAGE_NODES - 1;
-        let page = (first..=last).map(|at| Node {
+        let node = |at: usize| Node {
             task: TaskRef::default(),
             deadline: MonoNs(0),
             prev: NIL,
@@ -103,8 +103,8 @@ impl Pool {
             session: NIL,
             deadline_ms: 0,
             state: State::Free,
-        });
-        self.pages.push(page.collect());
+        };
+        self.pages.push(Box::new(std::array::from_fn(|at| node(first + at))));
         self.free = first as u32;
     }
 
@@ -129,7 +129,7 @@ impl Pool {
     /// The node whose running attempt the tag names.
     pub(crate) fn running(&self, tag: Tag) -> Option<u32> {
         let index = (tag.0 & ((1 << INDEX_BITS) - 1)) as u32;
-        let node = self.pages.get(index as usize / PAGE_NODES)?.get(index as usize % PAGE_NODES)?;
+        let node = &self.pages.get(index as usize / PAGE_NODES)?[index as usize % PAGE_NODES];
         (node.state == State::Running && self.tag(index) == tag).then_some(index)
     }
 

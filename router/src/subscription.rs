@@ -4,6 +4,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use escapement_protocol::{Sequence, ShardId, SubscriptionId, SubscriptionSettings};
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use crate::Stats;
 use crate::order::Keys;
@@ -45,55 +46,86 @@ impl Hasher for FixedHasher {
 
 pub(crate) type FixedMap<K, V> = HashMap<K, V, BuildHasherDefault<FixedHasher>>;
 
+/// Ten thousand subscriptions do not fit a core's cache: what a task in its steady course needs comes
+/// first and fills two cache lines, the rest is apart.
+#[repr(align(64))]
 pub(crate) struct Subscription {
     pub(crate) id: SubscriptionId,
-    pub(crate) settings: SubscriptionSettings,
+    /// Most attempts at once; 0 for no limit.
+    pub(crate) limit: u32,
+    pub(crate) max_attempts: u32,
+    pub(crate) deadline_ms: u32,
     /// Tasks that had an attempt and may go now: before the others, as they are older.
     pub(crate) retries: List,
     /// Tasks that may go now for the first time, in the order of offer.
     pub(crate) fresh: List,
-    pub(crate) backoff: List,
-    pub(crate) keys: Keys,
     /// Tasks in all states.
     pub(crate) tasks: usize,
     pub(crate) running: u32,
-    /// Attached and cut ones.
-    pub(crate) sessions: Vec<u32>,
     /// Attached sessions with credit.
-    pub(crate) open: Vec<u32>,
+    pub(crate) open: SmallVec<[u32; 4]>,
     /// Whose turn it is among the open ones.
-    pub(crate) turn: usize,
+    pub(crate) turn: u32,
     /// Whether it waits for its turn to pick.
     pub(crate) dirty: bool,
+    pub(crate) dispatched: u64,
+    pub(crate) completed: u64,
     /// Where each task is: kept only from the first withdrawal out of a large backlog until that is gone.
-    pub(crate) lookup: Option<FixedMap<(ShardId, Sequence), u32>>,
-    /// The counts that only rise.
+    pub(crate) lookup: Option<Box<FixedMap<(ShardId, Sequence), u32>>>,
+    pub(crate) apart: Box<Apart>,
+}
+
+const _: () = assert!(size_of::<Option<Subscription>>() <= 128);
+
+/// What only some tasks need.
+pub(crate) struct Apart {
+    pub(crate) settings: SubscriptionSettings,
+    pub(crate) backoff: List,
+    pub(crate) keys: Keys,
+    /// Attached and cut ones.
+    pub(crate) sessions: Vec<u32>,
+    /// The counts that only rise, but for the two that are kept close.
     pub(crate) counts: Stats,
 }
 
 impl Subscription {
-    pub(crate) fn new(id: SubscriptionId, settings: SubscriptionSettings) -> Self {
-        Subscription {
+    pub(crate) fn new(id: SubscriptionId, settings: &SubscriptionSettings) -> Self {
+        let mut subscription = Subscription {
             id,
-            settings,
+            limit: 0,
+            max_attempts: 0,
+            deadline_ms: 0,
             retries: List::EMPTY,
             fresh: List::EMPTY,
-            backoff: List::EMPTY,
-            keys: Keys::default(),
             tasks: 0,
             running: 0,
-            sessions: Vec::new(),
-            open: Vec::new(),
+            open: SmallVec::new(),
             turn: 0,
             dirty: false,
+            dispatched: 0,
+            completed: 0,
             lookup: None,
-            counts: Stats::default(),
-        }
+            apart: Box::new(Apart {
+                settings: SubscriptionSettings::default(),
+                backoff: List::EMPTY,
+                keys: Keys::default(),
+                sessions: Vec::new(),
+                counts: Stats::default(),
+            }),
+        };
+        subscription.set(settings);
+        subscription
+    }
+
+    pub(crate) fn set(&mut self, settings: &SubscriptionSettings) {
+        self.limit = settings.max_concurrent_dispatches;
+        self.max_attempts = settings.max_attempts;
+        self.deadline_ms = u32::try_from(settings.attempt_deadline_ms).unwrap_or(u32::MAX);
+        self.apart.settings = settings.clone();
     }
 
     pub(crate) fn below_limit(&self) -> bool {
-        let limit = self.settings.max_concurrent_dispatches;
-        limit == 0 || self.running < limit
+        self.limit == 0 || self.running < self.limit
     }
 
     /// The task whose turn it is.
@@ -112,9 +144,9 @@ impl Subscription {
         pool: &'a Pool,
         sessions: &'a Sessions,
     ) -> impl Iterator<Item = u32> + use<'a> {
-        let lanes = self.sessions.iter().flat_map(|at| &sessions[*at].lanes).map(|lane| lane.list);
-        let lists = [self.retries, self.fresh, self.backoff].into_iter();
-        lists.chain(self.keys.blocked()).chain(lanes).flat_map(|list| list.iter(pool))
+        let lanes = self.apart.sessions.iter().flat_map(|at| &sessions[*at].lanes).map(|lane| lane.list);
+        let lists = [self.retries, self.fresh, self.apart.backoff].into_iter();
+        lists.chain(self.apart.keys.blocked()).chain(lanes).flat_map(|list| list.iter(pool))
     }
 
     pub(crate) fn find(
@@ -126,7 +158,8 @@ impl Subscription {
     ) -> Option<u32> {
         let id_of = |index: u32| (pool[index].task.shard, pool[index].task.sequence);
         if self.lookup.is_none() && self.tasks >= LOOKUP_TASKS_MIN {
-            self.lookup = Some(self.all(pool, sessions).map(|index| (id_of(index), index)).collect());
+            let places = self.all(pool, sessions).map(|index| (id_of(index), index)).collect();
+            self.lookup = Some(Box::new(places));
         }
         match &self.lookup {
             Some(lookup) => lookup.get(&(shard, sequence)).copied(),
@@ -135,14 +168,16 @@ impl Subscription {
     }
 
     pub(crate) fn stats(&self, sessions: &Sessions) -> Stats {
-        let held = self.sessions.iter().filter(|at| !sessions[**at].attached);
+        let held = self.apart.sessions.iter().filter(|at| !sessions[**at].attached);
         Stats {
-            queued: self.tasks - self.running as usize - self.backoff.len as usize,
+            queued: self.tasks - self.running as usize - self.apart.backoff.len as usize,
             running: self.running as usize,
             held: held.clone().map(|at| sessions[*at].tasks as usize).sum(),
-            backoff: self.backoff.len as usize,
-            sessions: self.sessions.len() - held.count(),
-            ..self.counts
+            backoff: self.apart.backoff.len as usize,
+            sessions: self.apart.sessions.len() - held.count(),
+            dispatched: self.dispatched,
+            completed: self.completed,
+            ..self.apart.counts
         }
     }
 }
