@@ -158,7 +158,7 @@ impl Peer {
         for (_, bytes) in self.written() {
             each_frame(&bytes, |frame| match frame {
                 Frame::Error(error) => {
-                    errors.push((error.request, error.error_code().expect("a known code")))
+                    errors.push((error.request, error.error_code().expect("a known code")));
                 }
                 other => panic!("{other:?}"),
             });
