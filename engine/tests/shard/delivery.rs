@@ -120,7 +120,7 @@ fn attempts_and_backoff_survive_a_restart_and_a_relocation_of_unapplied_failures
     rig.maintain();
     // The failure is on its way to the disk when the event is appended again, and only the copy is kept.
     rig.commit(0);
-    rig.relocate(0, rig.newest(0), usize::MAX);
+    rig.relocate(0, rig.newest(0), 1 << 30);
     rig.sync();
     let blocks = rig.log_len(0);
     rig.trim(0, usize::MAX);
@@ -196,7 +196,7 @@ fn ids_go_on_after_everything_was_trimmed_and_the_node_restarted() {
     }
     rig.sync();
     assert_eq!(rig.shard(0).stats().pending, 0);
-    rig.relocate(0, rig.newest(0), usize::MAX);
+    rig.relocate(0, rig.newest(0), 1 << 30);
     rig.sync();
     rig.trim(0, usize::MAX);
     assert!(rig.log_len(0) <= 2, "{} blocks are left", rig.log_len(0));
@@ -243,7 +243,7 @@ fn a_history_of_many_tasks_is_relocated_in_records_that_fit_a_block() {
         rig.answer(&push, result);
     }
     rig.sync();
-    rig.relocate(0, rig.newest(0), usize::MAX);
+    rig.relocate(0, rig.newest(0), 1 << 30);
     rig.sync();
     rig.trim(0, usize::MAX);
     rig.check_replay();
