@@ -166,8 +166,14 @@ impl CoreThread {
                     violation = core.bytes(now, stream, bytes).err();
                 }
             });
+            if violation.is_none() && outcome == ReadOutcome::Finished {
+                violation = self.core.finished(stream).err();
+            }
             if let Some(violation) = violation {
                 self.in_readable.remove(&stream);
+                // The error frame, and what was answered before it, leave ahead of the close: QUIC sends nothing after.
+                self.write();
+                self.transmit(now);
                 self.close(now, stream.conn, violation.code, &violation.message);
                 continue;
             }

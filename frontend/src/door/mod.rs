@@ -215,15 +215,25 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 }
                 Ok(())
             }
-            Some(violation) => {
-                self.send_error(
-                    stream,
-                    0,
-                    &Refusal { code: violation.code, message: violation.message.clone(), retry_after_ms: 0 },
-                );
-                Err(violation)
-            }
+            Some(violation) => Err(self.violated(stream, violation)),
         }
+    }
+
+    /// The peer ended its side of a stream.
+    ///
+    /// # Errors
+    /// It ended inside a frame. The error frame that says so is queued on the stream.
+    pub fn finished(&mut self, stream: S) -> Result<(), Violation> {
+        let Some(state) = self.streams.get(&stream) else { return Ok(()) };
+        state.decoder.finish().map_err(|error| {
+            self.violated(stream, Violation { code: error.code(), message: error.to_string() })
+        })
+    }
+
+    fn violated(&mut self, stream: S, violation: Violation) -> Violation {
+        let message = violation.message.clone();
+        self.send_error(stream, 0, &Refusal { code: violation.code, message, retry_after_ms: 0 });
+        violation
     }
 
     fn frame(

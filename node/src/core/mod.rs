@@ -176,6 +176,14 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         result
     }
 
+    /// The peer ended its side of a stream.
+    ///
+    /// # Errors
+    /// It ended inside a frame: flush, then close its connection.
+    pub fn finished(&mut self, stream: S) -> Result<(), Violation> {
+        self.door.finished(stream)
+    }
+
     /// Whether a stream may be read now: publishers wait while the log is behind.
     #[must_use]
     pub fn may_read(&self, stream: S) -> bool {
