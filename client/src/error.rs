@@ -115,26 +115,65 @@ impl From<FrameError> for ClientError {
     }
 }
 
+/// A node that closes a connection for a reason says it by an [`ErrorCode`]: then dialling again helps
+/// exactly where the code says so.
 impl From<quinn::ConnectionError> for ClientError {
     fn from(error: quinn::ConnectionError) -> Self {
+        if let quinn::ConnectionError::ApplicationClosed(close) = &error
+            && let Ok(number) = u16::try_from(close.error_code.into_inner())
+            && ErrorCode::from_number(number).is_some()
+        {
+            let message = String::from_utf8_lossy(&close.reason).into_owned();
+            return Self::Refused { number, retry_after_ms: 0, message };
+        }
         Self::lost(error)
     }
 }
 
 impl From<quinn::WriteError> for ClientError {
     fn from(error: quinn::WriteError) -> Self {
-        Self::lost(error)
+        match error {
+            quinn::WriteError::ConnectionLost(error) => error.into(),
+            error => Self::lost(error),
+        }
     }
 }
 
 impl From<quinn::ReadError> for ClientError {
     fn from(error: quinn::ReadError) -> Self {
-        Self::lost(error)
+        match error {
+            quinn::ReadError::ConnectionLost(error) => error.into(),
+            error => Self::lost(error),
+        }
     }
 }
 
 pub(crate) fn code_name(number: u16) -> String {
     ErrorCode::from_number(number).map_or_else(|| format!("code {number}"), |code| code.to_string())
+}
+
+/// What an acknowledgement, which carries no words, means by a code for one event.
+pub(crate) fn refused_event(number: u16) -> &'static str {
+    match ErrorCode::from_number(number) {
+        Some(ErrorCode::UnknownTopic) => "no topic has that number: create it, or look its number up by name",
+        Some(ErrorCode::MalformedEvent) => "the event is not well-formed: encode it with this library",
+        Some(ErrorCode::EventTooLarge) => {
+            "the event is too large: put the data elsewhere and publish a reference"
+        }
+        Some(ErrorCode::DelayTooLong) => {
+            "the event is due more than 10 years ahead: check the unit, which is milliseconds"
+        }
+        Some(ErrorCode::UnsupportedAttribute) => {
+            "the node does not know an attribute of the event: leave it out, or upgrade the node"
+        }
+        Some(ErrorCode::ResourceExhausted) => {
+            "a quota, memory or disk limit is reached: publish the event again after the stated time"
+        }
+        Some(ErrorCode::Unavailable) => {
+            "the node is draining or the event's shard has stopped: publish the event again once it is back"
+        }
+        _ => "the event was not accepted: look the code up in docs/errors.md",
+    }
 }
 
 fn retry_text(retry_after_ms: u32) -> String {

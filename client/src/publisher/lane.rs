@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{BatchReceipt, PublisherOptions, PublisherStats, Receipt};
 use crate::ClientError;
+use crate::error::refused_event;
 
 /// Frames handed to the stream at once: enough to fill several datagrams, few enough to stay fresh.
 const FRAMES_OUT_MAX: usize = 64;
@@ -96,7 +97,7 @@ impl Sealed {
                         Some(Err(refusal)) => Err(ClientError::Refused {
                             number: refusal.number,
                             retry_after_ms: refusal.retry_after_ms,
-                            message: "the event was not accepted".to_owned(),
+                            message: refused_event(refusal.number).to_owned(),
                         }),
                         None => Err(ClientError::lost("the event was not answered")),
                     };
