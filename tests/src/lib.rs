@@ -4,4 +4,5 @@
 #![forbid(unsafe_code)]
 
 pub mod fuzzing;
+pub mod harness;
 pub mod sim;
