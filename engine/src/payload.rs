@@ -106,6 +106,15 @@ impl PayloadStore {
         &bytes[..len]
     }
 
+    /// Reads a byte of each of an event's first cache lines, and nothing else, to bring them near.
+    #[inline]
+    pub(crate) fn touch(&self, location: Location) -> u8 {
+        let bytes = &self.chunks[location.chunk as usize].bytes;
+        let at = location.slot as usize * 8;
+        let line = |n: usize| bytes.get(at + n * 64).copied().unwrap_or(0);
+        line(0) ^ line(1) ^ line(2)
+    }
+
     /// Forgets an event.
     pub(crate) fn remove(&mut self, location: Location) {
         let len = PREFIX_SIZE_BYTES + self.event(location).len();

@@ -34,6 +34,7 @@ impl Shard {
                 self.apply_relocated(block, topic, sequence, due, progress, event);
             }
             Record::Completed { subscription, outcome, last, sequences } => {
+                self.warm(sequences.iter());
                 for sequence in sequences.iter() {
                     if last {
                         self.apply_end(sequence, outcome);

@@ -36,9 +36,19 @@ impl Shard {
             self.volatile.more_due =
                 self.volatile.wheel.advance(Tick(self.volatile.now.wall.0), room, due_of, &mut due);
         }
+        self.warm(due.iter().map(|sequence| Sequence(*sequence)));
         self.expand(&due, out);
         due.clear();
         self.volatile.due = due;
+    }
+
+    /// Reads a little of each event before the whole batch is worked on, so that the batch's cache misses overlap
+    /// instead of following one another: at a million pending events nearly every first touch is one.
+    pub(super) fn warm(&self, sequences: impl Iterator<Item = Sequence>) {
+        let table = &self.durable.table;
+        let touched = sequences.filter_map(|sequence| table.get(sequence));
+        let mixed = touched.fold(0, |mixed, entry| mixed ^ self.durable.payloads.touch(entry.location));
+        std::hint::black_box(mixed);
     }
 
     /// Turns due events into their tasks.

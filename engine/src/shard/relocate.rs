@@ -20,11 +20,9 @@ impl Shard {
         self.durable.ledger.release(limit).saturating_sub(1)
     }
 
-    /// Appends again what blocks up to `upto` hold and is still needed, at most about `budget_bytes` now.
-    ///
-    /// Call again while the blocks are not releasable. Ids do not change.
-    pub fn relocate(&mut self, upto: u64, budget_bytes: usize, out: &mut Effects) {
-        let budget_end = out.records.len() + budget_bytes;
+    /// Appends again the control objects and the counters that blocks up to `upto` hold. They are few and live for
+    /// good: left where they are, they would keep every later block from being freed.
+    pub fn relocate_control(&mut self, upto: u64, out: &mut Effects) {
         let registry = self.durable.registry.oldest_block().is_some_and(|block| block <= upto);
         if (registry || self.durable.ledger.evidence() <= upto) && !self.volatile.relocating_registry {
             self.volatile.relocating_registry = true;
@@ -34,6 +32,14 @@ impl Shard {
             // After the registry: the mark's application says that both are done.
             out.log().mark(Sequence(self.volatile.next_sequence));
         }
+    }
+
+    /// Appends again what blocks up to `upto` hold and is still needed, at most about `budget_bytes` of events now.
+    ///
+    /// Call again while the blocks are not releasable. Ids do not change.
+    pub fn relocate(&mut self, upto: u64, budget_bytes: usize, out: &mut Effects) {
+        self.relocate_control(upto, out);
+        let budget_end = out.records.len() + budget_bytes;
         let from = self.volatile.relocated_upto;
         if from.block > upto {
             return;

@@ -212,6 +212,9 @@ impl Slot {
         // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
         let live = self.shard.live_size_bytes() as u64;
         let held = usage.segment_count as u64 * segment_size;
+        if let Some(last) = usage.oldest_sealed_last_block_seq {
+            self.shard.relocate_control(last.0, &mut self.effects);
+        }
         let crowded = held > 2 * live + 4 * segment_size || usage.free_bytes < 2 * segment_size;
         self.emptying = usage.oldest_sealed_last_block_seq.filter(|_| crowded);
     }
