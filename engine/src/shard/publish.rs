@@ -88,8 +88,7 @@ impl Shard {
         if self.memory_bytes() + events.len() > self.config.memory_bytes_max {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
-                message: "the memory for pending events is full: publish again later, or raise memory_bytes"
-                    .into(),
+                message: "the memory for pending events is full: publish again later, or raise memory".into(),
                 retry_after_ms: SPACE_RETRY_AFTER_MS,
             };
             return self.refuse_publish(ticket, count, refusal, out);
@@ -97,7 +96,9 @@ impl Shard {
         if self.volatile.log_full {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
-                message: "the log is full: publish again later; give the node more disk, or raise log_size_bytes_max".into(),
+                message:
+                    "the log is full: publish again later; give the node more disk, or raise log_size_max"
+                        .into(),
                 retry_after_ms: SPACE_RETRY_AFTER_MS,
             };
             return self.refuse_publish(ticket, count, refusal, out);
