@@ -1,7 +1,6 @@
 //! What people get wrong, and what they are told: each refusal through the SDK has its code, says what to do,
 //! and has its entry in the errors document.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 

@@ -413,7 +413,7 @@ fn publish_batch(topic: TopicId, first_item: u64, events: &[Vec<u8>]) -> Vec<u8>
 fn events_that_lie_about_their_length_are_refused() {
     beside_a_bystander(async |site| {
         let event = event("liar");
-        let honest = publish_batch(site.other, 0, &[event.clone()]);
+        let honest = publish_batch(site.other, 0, std::slice::from_ref(&event));
         let at = honest.windows(event.len()).position(|window| window == event).expect("it is in there");
         let stated = u32::from_le_bytes(event[..4].try_into().expect("4 bytes"));
         for lie in [0, 3, 15, stated - 8, stated + 8, stated + 1_000, 262_145, u32::MAX - 7, u32::MAX] {
