@@ -54,7 +54,7 @@ fn table(dues: &[u64]) -> Table {
 
 /// A due time that needs no memory.
 fn computed(sequence: u64) -> u64 {
-    START_MS + 1 + ((sequence.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) * SPAN_MS >> 32)
+    START_MS + 1 + (((sequence.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) * SPAN_MS) >> 32)
 }
 
 fn expire(wheel: &mut Wheel, due_of: impl Fn(u64) -> Option<u64>) -> (u64, Duration) {

@@ -56,10 +56,9 @@ impl Chunks {
     #[cold]
     fn grow(&mut self) {
         let first = self.pages.len() * PAGE_CHUNKS + 1;
-        let last = u32::try_from(first + PAGE_CHUNKS - 1).expect("fewer than 2^32 chunks: 1 TiB of entries");
+        assert!(first + PAGE_CHUNKS <= u32::MAX as usize, "fewer than 2^32 chunks: 2 TiB of entries");
         // The last one ends the list.
         let next = |at: usize| if at == PAGE_CHUNKS - 1 { NONE } else { (first + at) as u32 + 1 };
-        debug_assert!(self.free == NONE && last > NONE);
         let page = Page { entries: [[0; CHUNK_ENTRIES]; PAGE_CHUNKS], next: std::array::from_fn(next) };
         self.pages.push(Box::new(page));
         self.free = first as u32;

@@ -27,7 +27,7 @@ pub(super) struct Level {
 impl Level {
     pub(super) fn new(level: usize) -> Self {
         let slots = 2 << (shift(level + 1) - shift(level));
-        assert!(slots % 64 == 0 && slots <= 64 * 64, "the summary is one word");
+        assert!(usize::is_multiple_of(slots, 64) && slots <= 64 * 64, "the summary is one word");
         Level {
             slots: vec![Slot::default(); slots].into_boxed_slice(),
             occupied: vec![0; slots / 64].into_boxed_slice(),
