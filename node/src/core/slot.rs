@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use escapement_engine::record::HEADER_SIZE_BYTES;
 use escapement_engine::{Deadline, Effects, Input, Reply, Shard};
 use escapement_protocol::{MonoNs, Now, ShardId};
-use escapement_wal::{BlockContent, BlockSeq, DiskCompletion, DiskOp, LocalWal, LogError, ShardLog};
+use escapement_wal::{
+    BlockContent, BlockSeq, DiskCompletion, DiskOp, LocalWal, LogError, LogUsage, ShardLog,
+};
 
 /// How often a file that could not be created is tried again.
 const HEAL_EVERY_MS: u64 = 1_000;
@@ -58,6 +60,24 @@ struct InFlight {
     replies: Vec<Reply>,
 }
 
+/// Room in a log, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    segment_size: u64,
+    free: u64,
+    /// Publishes get none of it: one segment for what ends events, one for appending again what keeps the oldest
+    /// segment from being freed, and one for what both waste at the ends of segments. Less in a very small log.
+    reserve: u64,
+}
+
+impl Room {
+    fn of(usage: &LogUsage) -> Room {
+        let segment_size = usage.size_bytes / u64::from(usage.slot_count.max(1));
+        let capacity = usage.segment_count as u64 + usage.free_bytes / segment_size.max(1);
+        Room { segment_size, free: usage.free_bytes, reserve: (capacity / 2).clamp(1, 3) * segment_size }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Slot {
     id: ShardId,
@@ -73,6 +93,7 @@ pub(super) struct Slot {
     heal_at: MonoNs,
     /// Blocks up to here are being emptied.
     emptying: Option<BlockSeq>,
+    draining: bool,
     failure: Option<SlotFailure>,
     now: Now,
 }
@@ -91,6 +112,7 @@ impl Slot {
             trim_at: MonoNs(0),
             heal_at: MonoNs(0),
             emptying: None,
+            draining: false,
             failure: None,
             now: Now::default(),
         }
@@ -131,12 +153,25 @@ impl Slot {
     }
 
     pub(super) fn drain(&mut self) {
+        // Emptying old segments would keep the log busy for as long as there are any.
+        self.draining = true;
+        self.emptying = None;
         self.shard.drain();
     }
 
     pub(super) fn step(&mut self, now: Now, input: Input<'_>) {
         self.now = now;
+        if matches!(input, Input::Publish { .. }) {
+            self.look_for_room();
+        }
         self.shard.step(now, input, &mut self.effects);
+    }
+
+    /// Has publishes refused before the log is so full that what ends events, or appends them again, finds no room.
+    fn look_for_room(&mut self) {
+        let room = Room::of(&self.log.usage());
+        let unlogged = self.effects.records.len() as u64;
+        self.shard.set_log_full(room.free < room.reserve + unlogged);
     }
 
     pub(super) fn disk_completed(&mut self, completion: DiskCompletion) {
@@ -179,7 +214,7 @@ impl Slot {
         }
         self.now = now;
         self.shard.maintain(now, &mut self.effects);
-        if now.mono >= self.trim_at {
+        if now.mono >= self.trim_at && !self.draining {
             self.trim_at = now.mono.plus_ms(self.policy.trim_every_ms);
             self.trim();
         }
@@ -201,22 +236,25 @@ impl Slot {
     /// Frees what the log no longer needs, and decides whether its oldest segment is to be emptied.
     fn trim(&mut self) {
         self.log.trim(BlockSeq(self.shard.releasable()));
-        let usage = self.log.usage();
-        let segment_size = usage.size_bytes / u64::from(usage.slot_count.max(1));
-        // The last segment's worth of room is kept for what ends events.
-        self.shard.set_log_full(usage.free_bytes < segment_size);
         if self.now.mono >= self.heal_at {
             self.heal_at = self.now.mono.plus_ms(HEAL_EVERY_MS);
             self.log.heal();
         }
-        // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
-        let live = self.shard.live_size_bytes() as u64;
-        let held = usage.segment_count as u64 * segment_size;
+        let usage = self.log.usage();
         if let Some(last) = usage.oldest_sealed_last_block_seq {
             self.shard.relocate_control(last.0, &mut self.effects);
         }
-        let crowded = held > 2 * live + 4 * segment_size || usage.free_bytes < 2 * segment_size;
-        self.emptying = usage.oldest_sealed_last_block_seq.filter(|_| crowded);
+        let Room { segment_size, free, reserve } = Room::of(&usage);
+        // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
+        let live = self.shard.live_size_bytes() as u64;
+        let held = usage.segment_count as u64 * segment_size;
+        let crowded = held > 2 * live + 4 * segment_size
+            // Where nearly all is alive, appending it again would gain nothing.
+            || free < reserve + segment_size && held > live + 2 * segment_size;
+        let oldest = usage.oldest_sealed_last_block_seq.filter(|_| crowded);
+        // What is begun must end: half of a segment appended again frees nothing. So it begins only with room for all.
+        let has_room = free >= segment_size + segment_size / 4 || reserve <= segment_size;
+        self.emptying = oldest.filter(|oldest| has_room || self.emptying == Some(*oldest));
     }
 
     /// Closes at most one block.
@@ -276,7 +314,7 @@ impl Slot {
         let mut next = self.shard.next_deadline();
         let seal =
             self.unsealed_since.filter(|_| self.is_synced()).map(|s| s.plus_ms(self.policy.seal_after_ms));
-        let busy = !self.is_synced() || self.emptying.is_some();
+        let busy = !self.draining && (!self.is_synced() || self.emptying.is_some());
         let trim = busy.then_some(self.trim_at);
         next.mono = [next.mono, seal, trim].into_iter().flatten().min();
         next
