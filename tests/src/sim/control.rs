@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use escapement_protocol::frame::{
-    AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelVerdict, Frame, FrameError, Hello, Items, PushItem,
+    AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelVerdict, Frame, FrameError, Hello, Items,
+    PushItem,
 };
 use escapement_protocol::settings::TopicSettings;
 use escapement_protocol::{EventId, FrameDecoder, FrameWriter, PROTOCOL_VERSION, TopicId};

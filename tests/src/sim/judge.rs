@@ -16,6 +16,9 @@ use escapement_protocol::{EventId, EventView, Sequence, ShardId};
 use super::plan::Plan;
 use attempts::{Attempts, Ended};
 
+/// Shorter than any attempt's deadline.
+const LATE_NS: u64 = 50_000_000;
+
 /// Where an event is stored.
 pub(super) type Key = (ShardId, Sequence);
 
@@ -57,6 +60,8 @@ struct Place {
     /// When it was accepted; an event whose due time has passed is due then.
     accepted_ms: u64,
     cancel: Cancel,
+    /// The last start that pushed it.
+    pushed_by: Option<u32>,
     tasks: Vec<Task>,
 }
 
@@ -90,6 +95,8 @@ pub(super) struct Leaving<'a> {
 struct FirstPush {
     order: (u64, Sequence),
     incarnation: u32,
+    /// When it left.
+    left_ns: u64,
 }
 
 /// See the module's documentation.
@@ -158,8 +165,12 @@ impl Judge {
         for index in self.of_topic(topic) {
             self.auditors[index].published(n, due_ms);
         }
-        let owed =
-            self.plan.subscriptions.iter().zip(&self.created).map(|(s, created)| s.topic == topic && *created);
+        let owed = self
+            .plan
+            .subscriptions
+            .iter()
+            .zip(&self.created)
+            .map(|(s, created)| s.topic == topic && *created);
         let published = Published { due_ms, topic, answered: false, owed: owed.collect() };
         self.events.insert(n, published);
     }
@@ -241,10 +252,12 @@ impl Judge {
         if place.cancel == Cancel::Cancelled {
             return self.breach(format!("event {n} at {key:?} was pushed after it was cancelled"));
         }
+        place.pushed_by = Some(incarnation);
         let task = &mut place.tasks[index];
         let fence = (epoch, item.attempt);
         let first = task.fences.is_empty();
-        let late = push.decided_ns < push.now_ns;
+        // Only a push that was held up for as long as an attempt lasts can leave after its successor.
+        let late = push.now_ns - push.decided_ns > LATE_NS;
         let risen = task.fences.iter().all(|past| if late { *past != fence } else { *past < fence });
         let (past, durable_ns, retry_from) = (task.fences.clone(), task.durable_ns, task.retry_from);
         task.fences.push(fence);
@@ -258,15 +271,18 @@ impl Judge {
             return self.breach(format!("event {n} at {key:?} was retried before its backoff had passed"));
         }
         if let Some(ordering_key) = ordering_key {
-            self.judge_order(index, ordering_key, key, first);
+            self.judge_order(&push, ordering_key, key, first);
         }
-        if let Err(what) = self.attempts.begin(&push, key, ordering_key, &self.plan.subscriptions[index].settings) {
+        if let Err(what) =
+            self.attempts.begin(&push, key, ordering_key, &self.plan.subscriptions[index].settings)
+        {
             self.breach(format!("event {n} at {key:?}: {what}"));
         }
     }
 
     /// Within a key: by due time, then sequence; nobody passes a task that will be retried.
-    fn judge_order(&mut self, index: usize, ordering_key: u32, key: Key, first: bool) {
+    fn judge_order(&mut self, push: &Leaving<'_>, ordering_key: u32, key: Key, first: bool) {
+        let index = push.subscription;
         if let Some(held) = self.held.get(&(index, ordering_key))
             && *held != key
         {
@@ -278,16 +294,20 @@ impl Judge {
             return;
         }
         let order = (self.events[&place.n].due_ms.max(place.accepted_ms), key.1);
-        let acked = place.acked;
+        // An event that a subscription need not have is due to it from the moment that it exists, if at all.
+        let acked = place.acked.filter(|_| self.events[&place.n].owed[index]);
         let pushes = self.first_pushes.entry((index, ordering_key)).or_default();
         // Known, certainly, before the other one became due: its receipt had arrived.
         let known = |other: &FirstPush| {
             acked.is_some_and(|(incarnation, wall_ms)| {
-                incarnation < other.incarnation || (incarnation == other.incarnation && wall_ms < other.order.0)
+                incarnation < other.incarnation
+                    || (incarnation == other.incarnation && wall_ms < other.order.0)
             })
         };
-        let overtaker = pushes.iter().copied().find(|other| order < other.order && known(other));
-        pushes.push(FirstPush { order, incarnation: self.incarnation });
+        let overtook =
+            |other: &FirstPush| order < other.order && other.left_ns < push.decided_ns && known(other);
+        let overtaker = pushes.iter().copied().find(overtook);
+        pushes.push(FirstPush { order, incarnation: self.incarnation, left_ns: push.now_ns });
         if let Some(other) = overtaker {
             self.breach(format!("{:?} passed {order:?} of the same key", other.order));
         }
@@ -305,7 +325,8 @@ impl Judge {
     ) {
         use escapement_protocol::AttemptResult::{RetryableFailure, Success};
         let (index, stream) = subscriber;
-        let Some((ended, key, ordering_key)) = self.attempts.end_by_result(index, epoch, tag, stream, now_ns) else {
+        let Some((ended, key, ordering_key)) = self.attempts.end_by_result(index, epoch, tag, stream, now_ns)
+        else {
             return;
         };
         let certain = ended == Ended::Certainly;
@@ -382,7 +403,8 @@ impl Judge {
         match verdict {
             CancelVerdict::Cancelled => {
                 place.cancel = Cancel::Cancelled;
-                if place.tasks.iter().any(|task| !task.fences.is_empty()) {
+                // Of an earlier start, whose clock was ahead, there may be pushes.
+                if place.pushed_by == Some(self.incarnation) {
                     self.breach(format!("event {n} was cancelled after it was pushed"));
                 }
             }
@@ -408,7 +430,11 @@ impl Judge {
             && self.open_tasks(place, published).next().is_some()
     }
 
-    fn open_tasks<'a>(&'a self, place: &'a Place, published: &'a Published) -> impl Iterator<Item = usize> + 'a {
+    fn open_tasks<'a>(
+        &'a self,
+        place: &'a Place,
+        published: &'a Published,
+    ) -> impl Iterator<Item = usize> + 'a {
         let lasting = |index: &usize| self.plan.subscriptions[*index].settings.max_attempts > 1_000;
         let open = |index: &usize| place.tasks[*index].state == State::Open;
         (0..place.tasks.len()).filter(|index| published.owed[*index]).filter(lasting).filter(open)

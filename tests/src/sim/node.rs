@@ -7,7 +7,7 @@ use escapement_node::core::{Core, Mail};
 use escapement_node::io::WallClock;
 use escapement_protocol::frame::Frame;
 use escapement_protocol::{FrameDecoder, MonoNs, Now, ShardId};
-use escapement_wal::{DiskCompletion, DiskOp};
+use escapement_wal::{DiskCompletion, DiskOp, ShardLog};
 
 use super::bug::Bug;
 use super::judge::Leaving;
@@ -16,6 +16,9 @@ use super::world::{Happening, NS_PER_MS, Who, World};
 
 /// How long a drain may take.
 const DRAIN_NS_MAX: u64 = 3_000 * NS_PER_MS;
+
+/// Longest time from mail's arrival to the turn that takes it, twice.
+const TURN_NS_MAX: u64 = 100_000;
 
 /// The node dies here.
 #[derive(Clone, Copy, Debug)]
@@ -87,13 +90,28 @@ impl Node {
     }
 
     /// What each core waits for, for a failure's message.
-    pub(super) fn summary(&self) -> Vec<String> {
-        let summary = |core: &SimCore| {
+    pub(super) fn into_summary(self) -> Vec<String> {
+        let summary = |core: SimCore| {
             let (synced, quiet) = (core.core.is_synced(), core.core.is_quiet());
             let (inbound, deadline) = (core.inbound.len(), core.core.next_deadline());
-            format!("synced {synced}, quiet {quiet}, {inbound} pieces unread, next {deadline:?}, turn {:?}", core.next_turn_ns)
+            let logs = core.core.into_logs();
+            let logs: Vec<String> = logs
+                .iter()
+                .map(|(shard, log)| {
+                    format!(
+                        "{}: {:?}, {} in flight, {:?}",
+                        shard.0,
+                        log.error(),
+                        log.in_flight(),
+                        log.usage()
+                    )
+                })
+                .collect();
+            format!(
+                "synced {synced}, quiet {quiet}, {inbound} pieces unread, next {deadline:?}, logs {logs:?}"
+            )
         };
-        self.cores.iter().map(summary).collect()
+        self.cores.into_iter().map(summary).collect()
     }
 
     /// Whether nothing is on its way inside the node, and everything it was told is durable.
@@ -155,7 +173,9 @@ impl World {
             return;
         }
         let Some(node) = &mut self.node else { return };
-        let Some((sent_ns, mail)) = node.mesh.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return };
+        let Some((sent_ns, mail)) = node.mesh.get_mut(&(from, to)).and_then(VecDeque::pop_front) else {
+            return;
+        };
         let receiver = &mut node.cores[usize::from(to)];
         // A decision takes two ways at most: from the owner to the event's shard, and on to the session.
         let arrives_ns = receiver.frozen_until_ns.max(self.now_ns);
@@ -187,7 +207,7 @@ impl World {
     }
 
     pub(super) fn freeze(&mut self) {
-        let lengths = [1, 20, 300, 60_000];
+        let lengths = [1, 1, 1, 1, 1, 1, 1, 1, 20, 20, 20, 20, 300, 300, 300, 60_000];
         let length_ms = lengths[self.rng.below(lengths.len() as u64) as usize];
         let all = self.rng.one_in(2);
         let one = self.rng.below(self.plan.cores.into()) as usize;
@@ -243,7 +263,8 @@ impl World {
         }
         self.counts.turns += 1;
         let over = node.draining_until_ns.is_some_and(|until_ns| {
-            self.now_ns >= until_ns || (node.is_settled() && node.cores.iter().all(|core| core.core.is_quiet()))
+            self.now_ns >= until_ns
+                || (node.is_settled() && node.cores.iter().all(|core| core.core.is_quiet()))
         });
         if node.is_settled() && node.cores.iter().all(|core| core.completions.is_empty()) {
             self.judge.all_durable(self.now_ns);
@@ -270,7 +291,7 @@ impl World {
     fn turn_of(&mut self, node: &mut Node, index: u16) -> Result<(), Crash> {
         let now = self.shown(node.read_clock(self.now_ns, self.real_ns()));
         let wall_ms = node.read_clock(self.now_ns, self.real_ns()).wall.0;
-        let transit_ns = if self.plan.cores == 1 { 0 } else { 2 * node.transit_ns };
+        let transit_ns = if self.plan.cores == 1 { 0 } else { 2 * node.transit_ns + TURN_NS_MAX };
         let state = &mut node.cores[usize::from(index)];
         for (shard, completion) in std::mem::take(&mut state.completions) {
             self.point()?;
@@ -324,7 +345,8 @@ impl World {
             match inbound {
                 Inbound::Bytes { stream, bytes, marks } => {
                     let is_held = |held: &VecDeque<Inbound>| {
-                        held.iter().any(|other| matches!(other, Inbound::Bytes { stream: of, .. } if *of == stream))
+                        held.iter()
+                            .any(|other| matches!(other, Inbound::Bytes { stream: of, .. } if *of == stream))
                     };
                     if !state.core.may_read(stream) || is_held(&held) {
                         held.push_back(Inbound::Bytes { stream, bytes, marks });
@@ -360,6 +382,7 @@ impl World {
     fn close_at_node(&mut self, state: &mut SimCore, now: Now, connection: u64) {
         let Some(closing) = self.net.connections.get_mut(&connection) else { return };
         closing.node_open = false;
+        self.trace.line(self.now_ns, format_args!("the node closes connection {connection}"));
         let opened = closing.streams.iter().filter(|(_, stream)| stream.opened);
         let streams: Vec<u64> = opened.map(|(id, _)| *id).collect();
         for stream in streams {
@@ -388,6 +411,10 @@ impl World {
     fn mark(&mut self, stream: u64, mark: Mark) {
         match mark {
             Mark::Attach { subscriber, running } => {
+                self.trace.line(
+                    self.now_ns,
+                    format_args!("{subscriber} attaches by {stream}, running {running:?}"),
+                );
                 let plan = &self.plan.subscribers[subscriber];
                 let running: Vec<u64> = running.iter().map(|tag| tag.0).collect();
                 self.judge.attached(plan.subscription, plan.host, stream, &running);
@@ -395,6 +422,8 @@ impl World {
             Mark::Results { subscriber, results } => {
                 let index = self.plan.subscribers[subscriber].subscription;
                 for (epoch, item) in results {
+                    self.trace
+                        .line(self.now_ns, format_args!("result by {stream} for epoch {epoch}: {item:?}"));
                     let of = (index, stream);
                     self.judge.result(of, item.tag.0, epoch, item.result, item.retry_after_ms, self.now_ns);
                 }
@@ -498,7 +527,7 @@ impl World {
         let plan = &self.plan.subscribers[subscriber];
         let (subscription, host) = (plan.subscription, plan.host);
         let altered = self.options.bug == Some(Bug::EventAltered) && self.rng.one_in(20);
-        let (judge, now_ns) = (&mut self.judge, self.now_ns);
+        let (judge, trace, now_ns) = (&mut self.judge, &mut self.trace, self.now_ns);
         let fed = FrameDecoder::new().feed(frame, |frame| {
             if let Frame::PushBatch(batch) = frame {
                 for (item, bytes) in batch.iter() {
@@ -507,6 +536,7 @@ impl World {
                         *last ^= 1;
                     }
                     let epoch = batch.epoch.0;
+                    trace.line(now_ns, format_args!("push to {stream} under epoch {epoch}: {item:?}"));
                     let bytes = &copy;
                     judge.pushed(Leaving {
                         subscription,

@@ -90,7 +90,7 @@ impl Plan {
                 ],
             ),
             payload_size_bytes: pick(rng, &[0, 13, 128, 128, 700, 2_000]),
-            keys: pick(rng, &[0, 0, 1, 3, 8]),
+            keys: pick(rng, &[0, 0, topics as u32, 3, 8]),
             topics: topics as u32,
             fail_permille: pick(rng, &[0, 0, 50, 300]),
         };
@@ -136,7 +136,7 @@ impl Plan {
             segment_size_bytes,
             extent_size_bytes_max: if small { 12 * 1024 } else { tiny.extent_size_bytes_max },
             in_flight_count_max: 1 + rng.below(4) as usize,
-            log_size_bytes_max: pick(rng, &[6, 8, 12]) * segment_size_bytes,
+            log_size_bytes_max: pick(rng, &[8, 12, 24]) * segment_size_bytes,
             ..tiny
         };
         Plan {
@@ -155,7 +155,7 @@ impl Plan {
                 size_bytes: pick(rng, &[1, 400, 4_096, 65_536]),
                 seal_after_ms: pick(rng, &[1, 5]),
                 trim_every_ms: pick(rng, &[2, 50]),
-                relocate_size_bytes: pick(rng, &[200, 4_096, 131_072]),
+                relocate_size_bytes: pick(rng, &[16_384, 131_072]),
             },
             turn_count_max: pick(rng, &[1, 3, 4_096]),
             room_bytes: pick(rng, &[1, 4_096, 1_000_000]),

@@ -92,7 +92,8 @@ impl World {
             }
             let first_item = publisher.first_item + publisher.sent as u64;
             let topic = self.admin.topic_id(topic as usize);
-            let frame = PublishBatch::new(topic, first_item, &events, batch.len() as u32).expect("whole events");
+            let frame =
+                PublishBatch::new(topic, first_item, &events, batch.len() as u32).expect("whole events");
             let mut bytes = Vec::new();
             encode_publish_batch(&frame, &mut bytes).expect("the plan's batches are small");
             self.publishers[index].sent += batch.len();
@@ -125,6 +126,7 @@ impl World {
             publisher.sent -= 1;
             match answer.answer {
                 Ok(accepted) => {
+                    self.trace.line(self.now_ns, format_args!("event {n} is acknowledged: {accepted:?}"));
                     self.judge.acknowledged(n, accepted, incarnation, wall_ms);
                 }
                 Err(exception) => {

@@ -92,7 +92,9 @@ impl ShardDisk {
 
 fn digest(bytes: &[u8]) -> u64 {
     let words = bytes.chunks(8).map(|chunk| chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
-    words.fold(bytes.len() as u64, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+    words.fold(bytes.len() as u64, |hash, word| {
+        (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    })
 }
 
 /// Why a start did not succeed.
@@ -123,7 +125,9 @@ impl World {
             match self.recover(shard) {
                 Ok(shard) => recovered.push(shard),
                 Err(NoStart::Crashed) => return self.crashed_in_recovery(),
-                Err(NoStart::Refused(why)) => return self.judge.breach(format!("shard {shard} refuses: {why}")),
+                Err(NoStart::Refused(why)) => {
+                    return self.judge.breach(format!("shard {shard} refuses: {why}"));
+                }
             }
         }
         for disk in &mut self.disks {
@@ -254,10 +258,7 @@ impl World {
         self.trace.number(state_shard.state_hash());
         self.note(format_args!(
             "shard {shard} recovered blocks {} to {} under epoch {}, {:?}",
-            report.first,
-            report.last,
-            report.epoch.0,
-            report.end
+            report.first, report.last, report.epoch.0, report.end
         ));
         self.judge.recovered(ShardId(shard), |sequence| state_shard.event(sequence).is_some());
         Ok(Recovered { shard: state_shard, log, report })
@@ -295,10 +296,12 @@ impl World {
     fn start(&mut self, recovered: Vec<Recovered>, clock: WallClock, real_ns: u64) {
         let mut node = Node::new(self.incarnation, clock, self.plan.cores);
         let now = self.shown(node.read_clock(self.now_ns, real_ns));
-        let epochs: Vec<Option<Epoch>> = recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
+        let epochs: Vec<Option<Epoch>> =
+            recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
         let least = recovered.iter().map(|r| r.shard.registry().version()).min().unwrap_or(0);
         let control = recovered[0].shard.control_since(least);
-        let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> = (0..self.plan.cores).map(|_| Vec::new()).collect();
+        let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> =
+            (0..self.plan.cores).map(|_| Vec::new()).collect();
         for (number, Recovered { mut shard, log, report }) in (0..self.plan.shards).zip(recovered) {
             shard.recovered(now, self.epoch_of(report.epoch));
             let core = core_of(ShardId(number), self.plan.cores);
@@ -312,7 +315,7 @@ impl World {
                 epochs: epochs.clone(),
                 node_id: 1,
                 commit: self.plan.commit,
-                intake_size_bytes_max: 16 * 1024,
+                intake_size_bytes_max: 4 * 1024,
                 credit_max: Credit { tasks: 1_000, bytes: 1 << 20 },
             };
             let mut core = Core::new(config, shards);

@@ -137,8 +137,12 @@ impl World {
                 if self.rng.one_in(2) {
                     self.subscribers[index].running.retain(|(of, _), _| *of == epoch);
                 }
-                let ready: Vec<(u32, u64)> =
-                    self.subscribers[index].running.iter().filter(|(_, r)| r.ready).map(|(name, _)| *name).collect();
+                let ready: Vec<(u32, u64)> = self.subscribers[index]
+                    .running
+                    .iter()
+                    .filter(|(_, r)| r.ready)
+                    .map(|(name, _)| *name)
+                    .collect();
                 for (epoch, tag) in ready {
                     self.send_result(index, epoch, tag);
                 }
@@ -177,7 +181,9 @@ impl World {
         };
         let asks = result == AttemptResult::RetryableFailure && self.rng.one_in(3);
         let retry_after_ms = if asks { self.rng.below(400) as u32 } else { 0 };
-        self.subscribers[index].running.insert((epoch, tag), Running { result, retry_after_ms, ready: false });
+        self.subscribers[index]
+            .running
+            .insert((epoch, tag), Running { result, retry_after_ms, ready: false });
         let silent = !calm && plan.silent_one_in < u64::MAX && self.rng.one_in(plan.silent_one_in);
         if silent {
             return;
@@ -199,7 +205,8 @@ impl World {
         let subscriber = &mut self.subscribers[index];
         let Some(connection) = subscriber.connection else { return };
         let Some(running) = subscriber.running.remove(&(epoch, tag)) else { return };
-        let item = ResultItem { tag: Tag(tag), retry_after_ms: running.retry_after_ms, result: running.result };
+        let item =
+            ResultItem { tag: Tag(tag), retry_after_ms: running.retry_after_ms, result: running.result };
         let bytes = written(&Frame::ResultBatch(ResultBatch { results: Items::from(&[item][..]) }));
         let mark = Mark::Results { subscriber: index, results: vec![(epoch, item)] };
         self.send(connection, STREAM, &bytes, vec![mark]);

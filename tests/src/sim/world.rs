@@ -204,7 +204,7 @@ impl World {
         Ok(Passed { counts: self.counts, trace_hash: self.trace.hash() })
     }
 
-    fn owed(&self) -> String {
+    fn owed(&mut self) -> String {
         let outstanding = self.judge.outstanding();
         let pending: Vec<_> = self
             .node
@@ -214,7 +214,7 @@ impl World {
             .map(|(shard, stats)| (shard.0, stats.pending))
             .collect();
         let unanswered: usize = self.publishers.iter().map(Publisher::unanswered).sum();
-        let state = self.node.as_ref().map(Node::summary);
+        let state = self.node.take().map(Node::into_summary);
         let disks: Vec<usize> = self.disks.iter().map(|disk| disk.disk.pending_count()).collect();
         format!(
             "owed {outstanding:?}, pending by shard {pending:?}, {unanswered} publishes unanswered, \
@@ -344,8 +344,13 @@ impl World {
     }
 
     fn cut_any(&mut self) {
-        let open: Vec<u64> =
-            self.net.connections.iter().filter(|(_, c)| c.client_open && c.node_open).map(|(id, _)| *id).collect();
+        let open: Vec<u64> = self
+            .net
+            .connections
+            .iter()
+            .filter(|(_, c)| c.client_open && c.node_open)
+            .map(|(id, _)| *id)
+            .collect();
         if open.is_empty() {
             return;
         }

@@ -44,7 +44,8 @@ impl Attempts {
     ) -> Result<(), String> {
         let index = push.subscription;
         let ends_ns = push.decided_ns + u64::from(push.item.deadline_ms) * 1_000_000;
-        let attempt = Attempt { key, ordering_key, stream: push.stream, host: push.host, ends_ns, ended: false };
+        let attempt =
+            Attempt { key, ordering_key, stream: push.stream, host: push.host, ends_ns, ended: false };
         let range = (index, 0, 0)..(index + 1, 0, 0);
         let running = |attempt: &Attempt| !attempt.ended && push.now_ns < attempt.ends_ns;
         let others = || self.all.range(range.clone()).map(|(_, attempt)| attempt).filter(|a| running(a));
