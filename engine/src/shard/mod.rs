@@ -93,7 +93,8 @@ struct Volatile {
     /// Whether the wheel holds more that is due than one turn takes.
     more_due: bool,
     draining: bool,
-    log_full: bool,
+    /// Bytes that the log still takes of what is published.
+    log_room_bytes: usize,
     /// Cancelled, not yet durable.
     fenced: HashSet<Sequence>,
     /// Tasks left, of events with more than one.
@@ -159,7 +160,7 @@ impl Shard {
                 overdue: VecDeque::new(),
                 more_due: false,
                 draining: false,
-                log_full: false,
+                log_room_bytes: usize::MAX,
                 fenced: HashSet::new(),
                 fanout: HashMap::new(),
                 ended: Vec::new(),
@@ -289,9 +290,10 @@ impl Shard {
         self.durable.registry.subscriptions().into_iter().map(|subscription| running(subscription.id)).sum()
     }
 
-    /// Says whether the log has room for what is published; what ends events is logged all the same.
-    pub fn set_log_full(&mut self, full: bool) {
-        self.volatile.log_full = full;
+    /// Says how many bytes of what is published the log has room for, from now on; what ends events is logged all
+    /// the same.
+    pub fn set_log_room(&mut self, bytes: usize) {
+        self.volatile.log_room_bytes = bytes;
     }
 
     /// Bytes of pending events.

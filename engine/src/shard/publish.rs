@@ -93,7 +93,7 @@ impl Shard {
             };
             return self.refuse_publish(ticket, count, refusal, out);
         }
-        if self.volatile.log_full {
+        if events.len() > self.volatile.log_room_bytes {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
                 message:
@@ -122,6 +122,7 @@ impl Shard {
             return self.refuse_publish(ticket, count, refusal.expect("nothing was taken"), out);
         }
         self.volatile.stats.refused += u64::from(count - taken);
+        self.volatile.log_room_bytes -= events.len();
         self.volatile.stats.published += u64::from(taken);
         let first_sequence = Sequence(self.volatile.next_sequence);
         self.volatile.next_sequence += u64::from(taken);

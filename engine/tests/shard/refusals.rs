@@ -115,7 +115,7 @@ fn a_full_log_refuses_publishes_and_takes_what_ends_events() {
     rig.attach(subscription);
     let first = rig.published(0, topic, event(Due::After(10), "id", b""));
     let second = rig.published(0, topic, event(Due::After(50), "id", b""));
-    rig.shard_mut(0).set_log_full(true);
+    rig.shard_mut(0).set_log_room(0);
     let ticket = rig.publish(0, topic, &[event(Due::After(0), "id", b"")]);
     assert_eq!(refusal(rig.reply(ticket)).code, ErrorCode::ResourceExhausted);
     rig.advance_ms(10);
@@ -125,7 +125,7 @@ fn a_full_log_refuses_publishes_and_takes_what_ends_events() {
     rig.answer(&push, AttemptResult::Success);
     assert_eq!(rig.cancelled(rig.id(0, second)), CancelVerdict::Cancelled);
     assert_eq!(rig.shard(0).stats().pending, 0);
-    rig.shard_mut(0).set_log_full(false);
+    rig.shard_mut(0).set_log_room(usize::MAX);
     rig.published(0, topic, event(Due::After(10), "id", b""));
 }
 

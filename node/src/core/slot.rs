@@ -60,21 +60,39 @@ struct InFlight {
     replies: Vec<Reply>,
 }
 
-/// Room in a log, in bytes.
+/// Room in a log.
 #[derive(Clone, Copy, Debug)]
 struct Room {
-    segment_size: u64,
-    free: u64,
-    /// Publishes get none of it: one segment for what ends events, one for appending again what keeps the oldest
-    /// segment from being freed, and one for what both waste at the ends of segments. Less in a very small log.
-    reserve: u64,
+    /// For what is published, in bytes.
+    publish_size_bytes: u64,
+    /// Too little to wait for the next look at the oldest segment.
+    is_urgent: bool,
+    /// The oldest segment is to be emptied.
+    is_crowded: bool,
 }
 
 impl Room {
-    fn of(usage: &LogUsage) -> Room {
+    /// Room in a log with `live` bytes that are needed and `waiting` bytes that are still to be written.
+    ///
+    /// Publishes leave a reserve: one segment for what ends events, and one for appending again what keeps the oldest
+    /// segment from being freed. And they stop before more than half of the log is needed: a copy is padded to whole
+    /// blocks, so that emptying one segment after another gains room only while about half of them is dead.
+    fn of(usage: &LogUsage, live: u64, waiting: u64) -> Room {
         let segment_size = usage.size_bytes / u64::from(usage.slot_count.max(1));
-        let capacity = usage.segment_count as u64 + usage.free_bytes / segment_size.max(1);
-        Room { segment_size, free: usage.free_bytes, reserve: (capacity / 2).clamp(1, 3) * segment_size }
+        let held = usage.segment_count as u64 * segment_size;
+        let free = usage.free_bytes;
+        let capacity = held + free;
+        // Less in a very small log.
+        let reserve = (capacity / 2).min(2 * segment_size);
+        let unused = free.saturating_sub(reserve + waiting);
+        let half = (capacity - reserve) / 2;
+        let is_urgent = free < reserve + segment_size;
+        Room {
+            publish_size_bytes: unused.min(half.saturating_sub(live + waiting)),
+            is_urgent,
+            // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
+            is_crowded: is_urgent || held > 2 * live + 4 * segment_size,
+        }
     }
 }
 
@@ -161,17 +179,12 @@ impl Slot {
 
     pub(super) fn step(&mut self, now: Now, input: Input<'_>) {
         self.now = now;
-        if matches!(input, Input::Publish { .. }) {
-            self.look_for_room();
-        }
         self.shard.step(now, input, &mut self.effects);
     }
 
-    /// Has publishes refused before the log is so full that what ends events, or appends them again, finds no room.
-    fn look_for_room(&mut self) {
-        let room = Room::of(&self.log.usage());
-        let unlogged = self.effects.records.len() as u64;
-        self.shard.set_log_full(room.free < room.reserve + unlogged);
+    fn room(&self) -> Room {
+        let waiting = self.unlogged_size_bytes() as u64;
+        Room::of(&self.log.usage(), self.shard.live_size_bytes() as u64, waiting)
     }
 
     pub(super) fn disk_completed(&mut self, completion: DiskCompletion) {
@@ -214,7 +227,10 @@ impl Slot {
         }
         self.now = now;
         self.shard.maintain(now, &mut self.effects);
-        if now.mono >= self.trim_at && !self.draining {
+        let room = self.room();
+        // Until the next turn, room only grows but for what is published.
+        self.shard.set_log_room(usize::try_from(room.publish_size_bytes).unwrap_or(usize::MAX));
+        if (room.is_urgent || now.mono >= self.trim_at) && !self.draining {
             self.trim_at = now.mono.plus_ms(self.policy.trim_every_ms);
             self.trim();
         }
@@ -240,21 +256,12 @@ impl Slot {
             self.heal_at = self.now.mono.plus_ms(HEAL_EVERY_MS);
             self.log.heal();
         }
-        let usage = self.log.usage();
-        if let Some(last) = usage.oldest_sealed_last_block_seq {
+        let oldest = self.log.usage().oldest_sealed_last_block_seq;
+        if let Some(last) = oldest {
             self.shard.relocate_control(last.0, &mut self.effects);
         }
-        let Room { segment_size, free, reserve } = Room::of(&usage);
-        // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
-        let live = self.shard.live_size_bytes() as u64;
-        let held = usage.segment_count as u64 * segment_size;
-        let crowded = held > 2 * live + 4 * segment_size
-            // Where nearly all is alive, appending it again would gain nothing.
-            || free < reserve + segment_size && held > live + 2 * segment_size;
-        let oldest = usage.oldest_sealed_last_block_seq.filter(|_| crowded);
-        // What is begun must end: half of a segment appended again frees nothing. So it begins only with room for all.
-        let has_room = free >= segment_size + segment_size / 4 || reserve <= segment_size;
-        self.emptying = oldest.filter(|oldest| has_room || self.emptying == Some(*oldest));
+        let is_crowded = self.room().is_crowded;
+        self.emptying = oldest.filter(|_| is_crowded);
     }
 
     /// Closes at most one block.
