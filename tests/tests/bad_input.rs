@@ -1,10 +1,11 @@
 //! What people get wrong, and what they are told: each refusal through the SDK has its code, says what to do,
 //! and has its entry in the errors document.
 
+use std::collections::HashSet;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use escapement_client::{Client, ClientError, Publisher, PublisherOptions, SubscriberOptions};
+use escapement_client::{Client, ClientError, Publisher, PublisherOptions, Receipt, SubscriberOptions};
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::CancelVerdict;
 use escapement_protocol::{
@@ -220,5 +221,72 @@ fn publishing_faster_than_the_admission_rate_is_refused_with_the_time_to_wait() 
         }
         let most = 200.0 * (began.elapsed().as_secs_f64() + 0.1) + 1.0;
         assert!(accepted as f64 <= most + 10.0, "{accepted} of at most {most}");
+    });
+}
+
+/// Events of 8 KiB that nobody will see for an hour, until one is refused: that one, and those before it.
+async fn publish_until_refused(publisher: &Publisher, topic: TopicId) -> (Vec<EventId>, ClientError) {
+    let mut accepted = Vec::new();
+    let data = [3; 8 * 1024];
+    loop {
+        let events: Vec<String> = (0..16).map(|n| format!("later-{}", accepted.len() + n)).collect();
+        let specs: Vec<EventSpec<'_>> =
+            events.iter().map(|id| EventSpec::new(Due::After(3_600_000), id, &data)).collect();
+        let answers = publisher.publish_batch(topic, &specs).await.expect("valid events");
+        let mut refused = None;
+        for answer in answers {
+            match answer {
+                Ok(Receipt { event_id, .. }) => accepted.push(event_id),
+                Err(error) => refused = Some(error),
+            }
+        }
+        if let Some(refused) = refused {
+            return (accepted, refused);
+        }
+        assert!(accepted.len() < 4_096, "32 MiB fit a log of 6 MiB");
+    }
+}
+
+#[test]
+fn a_full_log_refuses_publishes_delivers_what_is_due_and_heals() {
+    with_node(&[("shards", "1"), ("log-size-max", "6MiB")], async |_, client| {
+        let (topic, publisher) = ready(&client).await;
+        // Due soon, and held back by the missing subscriber until the log is full.
+        let mut due = HashSet::new();
+        for n in 0..50 {
+            let id = format!("due-{n}");
+            let event = EventSpec::new(Due::After(1), &id, &[1; 1024]);
+            publisher.publish(topic, &event).await.expect("there is room");
+            due.insert(id);
+        }
+        let (held, refused) = publish_until_refused(&publisher, topic).await;
+        assert!(held.len() > 100, "only {} events fit", held.len());
+        assert!(matches!(refused, ClientError::Refused { retry_after_ms: 1.., .. }), "{refused}");
+        assert_refused(Err::<(), _>(refused), ErrorCode::ResourceExhausted, "publish the event again");
+
+        let subscriber = client.subscriber("s", SubscriberOptions::default());
+        let stopper = subscriber.stopper();
+        let run = subscriber.run(|attempt| {
+            due.remove(std::str::from_utf8(attempt.event.id()).expect("text"));
+            if due.is_empty() {
+                stopper.stop();
+            }
+            AttemptResult::Success
+        });
+        tokio::time::timeout(PATIENCE, run).await.expect("all that is due is delivered").expect("subscribed");
+
+        // Still full, until what fills it is cancelled: then it heals by itself.
+        let verdicts = client.cancel(&held).await.expect("cancels are taken by a full log");
+        assert!(verdicts.iter().all(|verdict| *verdict == CancelVerdict::Cancelled));
+        let began = Instant::now();
+        let event = EventSpec::new(Due::After(3_600_000), "again", &[2; 1024]);
+        loop {
+            match tokio::time::timeout(Duration::from_secs(10), publisher.publish(topic, &event)).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) => assert_eq!(error.code(), Some(ErrorCode::ResourceExhausted), "{error}"),
+                Err(_) => panic!("no answer to a publish"),
+            }
+            assert!(began.elapsed() < PATIENCE, "the log is still full");
+        }
     });
 }

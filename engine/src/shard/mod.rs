@@ -245,7 +245,7 @@ impl Shard {
     /// When [`Shard::maintain`] must next be called even without input.
     #[must_use]
     pub fn next_deadline(&self) -> Deadline {
-        let at_once = self.volatile.more_due || !self.volatile.overdue.is_empty();
+        let at_once = self.is_behind();
         Deadline {
             wall: if self.volatile.draining {
                 None
@@ -288,6 +288,12 @@ impl Shard {
     pub fn running_count(&self) -> usize {
         let running = |id| self.router.stats(id).map_or(0, |stats| stats.running - stats.held);
         self.durable.registry.subscriptions().into_iter().map(|subscription| running(subscription.id)).sum()
+    }
+
+    /// Whether more is due than one turn takes: what was accepted before comes before what is published now.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.volatile.more_due || !self.volatile.overdue.is_empty()
     }
 
     /// Says how many bytes of what is published the log has room for, from now on; what ends events is logged all

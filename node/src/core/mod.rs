@@ -396,7 +396,9 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
 
     fn intake_open(&self) -> bool {
         let most = self.config.intake_size_bytes_max;
-        self.slots.iter().flatten().all(|slot| slot.unlogged_size_bytes() < most)
+        // What is due comes first: where a core can't keep up with both, publishers slow down, not deliveries.
+        let keeps_up = |slot: &Slot| slot.failure().is_some() || !slot.shard().is_behind();
+        self.slots.iter().flatten().all(|slot| slot.unlogged_size_bytes() < most && keeps_up(slot))
             && self.mail.iter().all(|mail| mail.size_bytes() < most)
     }
 
