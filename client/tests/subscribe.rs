@@ -47,7 +47,7 @@ async fn every_pushed_event_is_handed_over_once_and_its_result_comes_back() {
             if seen.len() == 3_000 {
                 stopper.stop();
             }
-            if n % 2 == 0 { AttemptResult::Success } else { AttemptResult::PermanentFailure }
+            if n.is_multiple_of(2) { AttemptResult::Success } else { AttemptResult::PermanentFailure }
         })
         .await
         .expect("stopped by us");

@@ -77,7 +77,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         (
             "Completed",
             written(|w| {
-                w.completed(SubscriptionId(3), Outcome::Succeeded, true, &[Sequence(7), Sequence(9)])
+                w.completed(SubscriptionId(3), Outcome::Succeeded, true, &[Sequence(7), Sequence(9)]);
             }),
         ),
         ("AttemptFailed", written(|w| w.attempt_failed(SubscriptionId(3), Sequence(7), 4, 1, WallMs(7_000)))),

@@ -225,6 +225,16 @@ impl Auditor {
         entry.refuse();
     }
 
+    /// Reads what is known of the event with this `id`, and answers something that depends on it.
+    ///
+    /// To be called for every attempt of a batch before [`Auditor::pushed`] is called for the first: events
+    /// come in the order of their due times, so that each is a cache miss, and the processor can wait for many
+    /// of them at once where nothing depends on the answer of one.
+    #[must_use]
+    pub fn warm(&self, id: &[u8]) -> u64 {
+        self.workload.number(id).map_or(0, |n| self.table.peek(n))
+    }
+
     /// An attempt arrived.
     pub fn pushed(&mut self, push: &Pushed<'_>) -> Verdict {
         self.report.dispatched += 1;

@@ -330,7 +330,7 @@ fn plan(
             recovered.iter().flatten().map(|shard| shard.shard.registry().version()).collect();
         let least = versions.into_iter().min().unwrap_or(0);
         // Copies for the shard that is furthest behind; what a shard holds already changes nothing there.
-        (least, first.shard.control_since(least))
+        (first.shard.registry().version(), first.shard.control_since(least))
     });
     let base = Instant::now().checked_sub(Duration::from_nanos(now.mono.0)).unwrap_or_else(Instant::now);
     let quic_clock =
@@ -362,8 +362,8 @@ fn plan(
             credit_max: CREDIT_MAX,
         };
         let mut core = Core::new(config, shards);
-        if let Some((least, records)) = &shard0 {
-            core.catch_up(now, |version| if version >= *least { records.clone() } else { Vec::new() });
+        if let Some((version, records)) = &shard0 {
+            core.catch_up(now, *version, records);
         }
         let owned = (index..shard_count).step_by(usize::from(core_count)).map(ShardId);
         let shard_dirs = owned.map(|shard| (shard, data.shard_dir(shard))).collect();

@@ -84,14 +84,15 @@ impl<H: PushHandler> Session<'_, H> {
             }
             tokio::select! {
                 biased;
+                // Results first: they make room for more.
+                written = send.write_chunks(&mut wire.out), if !wire.out.is_empty() => {
+                    wire.out.drain(..written?.chunks);
+                }
                 read = recv.read_chunks(&mut chunks) => {
                     let read = read?.ok_or_else(|| ClientError::lost("the node ended the stream"))?;
                     for chunk in &mut chunks[..read] {
                         self.take(&std::mem::take(chunk), &mut wire)?;
                     }
-                }
-                written = send.write_chunks(&mut wire.out), if !wire.out.is_empty() => {
-                    wire.out.drain(..written?.chunks);
                 }
                 () = self.outbox.results(), if wire.attached => {}
                 () = stopped(&subscriber.stop), if wire.attached && !detaching => {

@@ -16,7 +16,7 @@ use crate::rig::{Rig, config, event};
 
 const SHARDS: u16 = 2;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Op {
     Publish { shard: u16, count: usize, delay_ms: u64, size_bytes: usize },
     Cancel { pick: usize },

@@ -175,6 +175,15 @@ impl Table {
         }
     }
 
+    /// Some bits of an entry; 0 where there is none.
+    pub(super) fn peek(&self, n: u64) -> u64 {
+        let (page, slot) = place_of(n);
+        match self.pages.get(page) {
+            Some(Page::Live { entries, .. }) => entries[slot].due_and_flags,
+            _ => 0,
+        }
+    }
+
     /// Nothing more is expected of event `n`.
     pub(super) fn settle(&mut self, n: u64) {
         let (at, _) = place_of(n);

@@ -75,6 +75,8 @@ pub(crate) struct Inside<S> {
     /// Messages between shards of this core.
     local: VecDeque<(ShardId, Message)>,
     replies: VecDeque<Reply>,
+    /// The registry's version that every shard here has to hold before a peer is listened to.
+    least_version: u64,
     now: Now,
 }
 
@@ -132,6 +134,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             mail: (0..config.core_count).map(|_| Mail::default()).collect(),
             local: VecDeque::new(),
             replies: VecDeque::new(),
+            least_version: 0,
             now: Now::default(),
             config,
         };
@@ -184,9 +187,13 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         self.door.finished(stream)
     }
 
-    /// Whether a stream may be read now: publishers wait while the log is behind.
+    /// Whether a stream may be read now: publishers wait while the log is behind, and everyone until this core's
+    /// shards know every control object that was acknowledged before the start.
     #[must_use]
     pub fn may_read(&self, stream: S) -> bool {
+        if !self.inside.has_caught_up() {
+            return false;
+        }
         !self.door.is_publisher(stream) || (self.inside.intake_open() && !self.door.is_behind(stream))
     }
 
@@ -365,14 +372,15 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         self.inside.slots.into_iter().flatten().map(Slot::into_log).collect()
     }
 
-    /// Copies of shard 0's control objects that shards of this core miss are taken in. Call once, before the first turn.
-    pub fn catch_up(&mut self, now: Now, control_since: impl Fn(u64) -> Vec<u8>) {
+    /// Shards of this core that miss control objects of shard 0's registry, now at `version`, take in `records` of
+    /// them. No peer is listened to before they are durable here. Call once, before the first turn.
+    pub fn catch_up(&mut self, now: Now, version: u64, records: &[u8]) {
         self.inside.now = now;
+        self.inside.least_version = version;
         for index in 0..self.inside.slots.len() {
             let Some(slot) = &self.inside.slots[index] else { continue };
-            let (shard, version) = (slot.id(), slot.shard().registry().version());
-            let record = control_since(version);
-            if shard != ShardId(0) && !record.is_empty() {
+            if slot.shard().registry().version() < version {
+                let (shard, record) = (slot.id(), records.to_vec());
                 self.inside.step(shard, Input::Message(Message::Control { record }), None);
             }
         }
@@ -392,6 +400,11 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     fn slot_mut(&mut self, shard: ShardId) -> Option<&mut Slot> {
         let index = self.index(shard);
         self.slots.get_mut(index)?.as_mut()
+    }
+
+    fn has_caught_up(&self) -> bool {
+        let knows = |slot: &Slot| slot.shard().registry().version() >= self.least_version;
+        self.slots.iter().flatten().all(|slot| slot.failure().is_some() || knows(slot))
     }
 
     fn intake_open(&self) -> bool {

@@ -184,7 +184,7 @@ impl World {
         self.wake_core(to, 0);
     }
 
-    pub(super) fn to_node(&mut self, stream: u64, bytes: Vec<u8>, marks: Vec<Mark>) {
+    pub(super) fn deliver_to_node(&mut self, stream: u64, bytes: Vec<u8>, marks: Vec<Mark>) {
         let Some(connection) = self.net.connections.get(&connection_of(stream)) else { return };
         if !connection.node_open || !self.is_now(connection.incarnation) {
             return;
@@ -259,7 +259,7 @@ impl World {
             return self.wake_core(core, after_ns);
         }
         if self.turn_of(&mut node, core).is_err() {
-            return self.crash(node);
+            return self.crash(&node);
         }
         self.counts.turns += 1;
         let over = node.draining_until_ns.is_some_and(|until_ns| {
@@ -271,7 +271,7 @@ impl World {
         }
         let failed = node.cores.iter().any(|core| core.failed);
         if over {
-            return self.stop(node);
+            return self.stop(&node);
         }
         let draining = node.draining_until_ns.is_some();
         let deadline = node.cores[usize::from(core)].core.next_deadline();
@@ -559,18 +559,18 @@ impl World {
     }
 
     /// The process dies, or the power does.
-    pub(super) fn crash(&mut self, node: Node) {
+    pub(super) fn crash(&mut self, node: &Node) {
         let power = self.rng.one_in(2);
         self.note(format_args!("{}", if power { "the power fails" } else { "killed" }));
         self.counts.crashes += 1;
         self.crashes_left = self.crashes_left.saturating_sub(1);
-        self.end(&node, power);
+        self.end(node, power);
     }
 
-    fn stop(&mut self, node: Node) {
+    fn stop(&mut self, node: &Node) {
         self.note(format_args!("stopped"));
         self.counts.restarts += 1;
-        self.end(&node, false);
+        self.end(node, false);
     }
 
     fn end(&mut self, node: &Node, power: bool) {
@@ -584,7 +584,7 @@ impl World {
             if power { disk.disk.power_cut() } else { disk.disk.kill() }
         }
         let incarnation = node.incarnation;
-        let connections: Vec<u64> = self.net.connections.iter().map(|(id, _)| *id).collect();
+        let connections: Vec<u64> = self.net.connections.keys().copied().collect();
         for id in connections {
             let Some(connection) = self.net.connections.get_mut(&id) else { continue };
             if connection.incarnation != incarnation {

@@ -253,7 +253,7 @@ impl World {
         }
         if let Some(before) = before {
             let hash = state_shard.state_hash();
-            self.recover_twice(before, config, identity, hash)?;
+            self.recover_twice(before, &config, identity, hash)?;
         }
         self.trace.number(state_shard.state_hash());
         self.note(format_args!(
@@ -267,7 +267,7 @@ impl World {
     fn recover_twice(
         &mut self,
         mut disk: MemDisk,
-        config: ShardConfig,
+        config: &ShardConfig,
         identity: LogIdentity,
         expected: u64,
     ) -> Result<(), NoStart> {
@@ -299,6 +299,7 @@ impl World {
         let epochs: Vec<Option<Epoch>> =
             recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
         let least = recovered.iter().map(|r| r.shard.registry().version()).min().unwrap_or(0);
+        let version = recovered[0].shard.registry().version();
         let control = recovered[0].shard.control_since(least);
         let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> =
             (0..self.plan.cores).map(|_| Vec::new()).collect();
@@ -319,7 +320,7 @@ impl World {
                 credit_max: Credit { tasks: 1_000, bytes: 1 << 20 },
             };
             let mut core = Core::new(config, shards);
-            core.catch_up(now, |version| if version >= least { control.clone() } else { Vec::new() });
+            core.catch_up(now, version, &control);
             node.add(core);
         }
         self.trace.line(self.now_ns, format_args!("start {} at wall {}", self.incarnation, now.wall));

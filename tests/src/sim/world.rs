@@ -194,7 +194,7 @@ impl World {
                 && self.point().is_err()
                 && let Some(node) = self.node.take()
             {
-                self.crash(node);
+                self.crash(&node);
             }
             self.happen(entry.what);
         }
@@ -292,8 +292,8 @@ impl World {
             Happening::Turn { core, incarnation } => self.turn(core, incarnation),
             Happening::Disk { shard, incarnation } => self.disk_step(shard, incarnation),
             Happening::Mail { from, to, incarnation } => self.mail_arrives(from, to, incarnation),
-            Happening::ToNode { stream, bytes, marks } => self.to_node(stream, bytes, marks),
-            Happening::ToClient { stream, bytes } => self.to_client(stream, &bytes),
+            Happening::ToNode { stream, bytes, marks } => self.deliver_to_node(stream, bytes, marks),
+            Happening::ToClient { stream, bytes } => self.deliver_to_client(stream, &bytes),
             Happening::NodeCut { connection } => self.node_cut(connection),
             Happening::ClientCut { connection } => self.client_cut(connection),
             Happening::Wake(Who::Publisher(index)) => self.publisher_wakes(index),
@@ -405,7 +405,7 @@ impl World {
         1_000 + self.rng.below(most_us * 1_000)
     }
 
-    fn to_client(&mut self, stream: u64, bytes: &[u8]) {
+    fn deliver_to_client(&mut self, stream: u64, bytes: &[u8]) {
         let Some(connection) = self.net.connections.get_mut(&connection_of(stream)) else { return };
         let (who, incarnation, core) = (connection.who, connection.incarnation, connection.core);
         if let Some(state) = connection.streams.get_mut(&stream) {

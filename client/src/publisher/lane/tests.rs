@@ -7,6 +7,9 @@ use escapement_protocol::{EventView, Sequence, ShardId, WallMs};
 
 use super::*;
 
+/// First index, count, first sequence.
+type Run = (u32, u32, u64);
+
 struct Bench {
     state: LaneState,
     receipts: mpsc::UnboundedReceiver<TokenReceipt>,
@@ -67,8 +70,8 @@ impl Bench {
         })
     }
 
-    /// The next receipt: its token, runs as (first index, count, first sequence), and refused indices.
-    fn receipt(&mut self) -> Option<(u64, Vec<(u32, u32, u64)>, Vec<u32>)> {
+    /// The next receipt: its token, its runs, and refused indices.
+    fn receipt(&mut self) -> Option<(u64, Vec<Run>, Vec<u32>)> {
         let (token, receipt) = self.receipts.try_recv().ok()?;
         let receipt = receipt.expect("answered");
         let runs =

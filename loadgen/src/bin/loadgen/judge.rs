@@ -152,6 +152,8 @@ impl Judge {
         results: &mut ResultSink,
         running: &mut Vec<Running>,
     ) {
+        let known = |bytes| EventView::trusted(bytes).map_or(0, |event| self.auditor.warm(event.id()));
+        std::hint::black_box(batch.events.iter().fold(0, |all, bytes| all ^ known(bytes)));
         for (item, bytes) in batch.iter() {
             // Of an event that cannot be read, nothing is right.
             let (id, data) =
