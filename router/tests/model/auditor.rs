@@ -383,14 +383,17 @@ impl Auditor {
             }
             let may_go = |task: &&Task| matches!(task.state, State::Waiting { from } if from <= self.now);
             let tasks = self.tasks.range(of(*id)).map(|(_, task)| task);
-            let ready: Vec<&Task> = tasks.filter(may_go).filter(|task| self.key_is_free(*id, task)).collect();
-            // Whichever of them has its turn: a session that has room for the largest has room for it.
-            let Some(largest) = ready.iter().map(|task| task.task.size_bytes).max() else { continue };
+            let waiting: Vec<&Task> = tasks.filter(may_go).collect();
+            let ready = waiting.iter().filter(|task| self.key_is_free(*id, task)).count();
+            // Whichever has its turn, perhaps one of which it is not sure here that its key is free: a session
+            // that has room for the largest has room for it.
+            let largest = waiting.iter().map(|task| task.task.size_bytes).max();
+            let Some(largest) = largest.filter(|_| ready > 0) else { continue };
             for (session, to) in self.sessions.iter().filter(|(_, s)| s.attached && s.id == *id) {
                 let (tasks, bytes) = self.outstanding(*session);
                 let room = tasks < to.credit.tasks && bytes < to.credit.bytes;
                 let fits = tasks == 0 || bytes + u64::from(largest) <= to.credit.bytes;
-                rule!(!(room && fits), "{} tasks wait though {session:?} has room", ready.len());
+                rule!(!(room && fits), "{ready} tasks wait though {session:?} has room");
             }
         }
         Ok(())
