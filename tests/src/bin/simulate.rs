@@ -5,14 +5,15 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use escapement_tests::sim::{Counts, Options, run};
+use escapement_tests::sim::{Bug, Counts, Options, run};
 
 const USAGE: &str = "\
-usage: simulate [--crashes N] [--seed S] [--seconds N] [--trace] [--keep-going]
+usage: simulate [--crashes N] [--seed S] [--seconds N] [--bug NAME] [--trace] [--keep-going]
 
   --crashes N   stop after N crashes (default 10000)
   --seed S      begin with seed S (default 0); without --crashes and --seconds, run this seed alone
   --seconds N   stop after N seconds
+  --bug NAME    plant a bug of tests/src/sim/bug.rs, which must be found
   --keep-going  count failing seeds, and go on with the next
   --trace       print what happens to standard error";
 
@@ -20,12 +21,14 @@ struct Arguments {
     crashes: u64,
     seed: u64,
     seconds: Option<u64>,
+    bug: Option<Bug>,
     trace: bool,
     keep_going: bool,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut parsed = Arguments { crashes: 10_000, seed: 0, seconds: None, trace: false, keep_going: false };
+    let mut parsed =
+        Arguments { crashes: 10_000, seed: 0, seconds: None, bug: None, trace: false, keep_going: false };
     let (mut seeded, mut limited) = (false, false);
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
@@ -37,10 +40,15 @@ fn arguments() -> Result<Arguments, String> {
             parsed.keep_going = true;
             continue;
         }
-        if !["--crashes", "--seed", "--seconds"].contains(&name.as_str()) {
+        if !["--crashes", "--seed", "--seconds", "--bug"].contains(&name.as_str()) {
             return Err(format!("{name:?} is not an option\n{USAGE}"));
         }
-        let value = given.next().ok_or_else(|| format!("{name} wants a number\n{USAGE}"))?;
+        let value = given.next().ok_or_else(|| format!("{name} wants a value\n{USAGE}"))?;
+        if name == "--bug" {
+            let bug = Bug::named(&value);
+            parsed.bug = Some(bug.ok_or_else(|| format!("{value:?} is none of {:?}\n{USAGE}", Bug::ALL))?);
+            continue;
+        }
         let number = value.parse().map_err(|_| format!("{name} wants a number, not {value:?}\n{USAGE}"))?;
         match name.as_str() {
             "--crashes" => (parsed.crashes, limited) = (number, true),
@@ -83,7 +91,7 @@ fn main() -> ExitCode {
         // A panic is a finding, reported below with its seed.
         std::panic::set_hook(Box::new(|_| {}));
     }
-    let options = Options { bug: None, trace: arguments.trace };
+    let options = Options { bug: arguments.bug, trace: arguments.trace };
     let started = Instant::now();
     let limit = arguments.seconds.map(Duration::from_secs);
     let mut counts = Counts::default();

@@ -1,5 +1,10 @@
 //! Planted bugs: faults of the composition, which the simulator must notice.
 
+use std::io;
+
+use escapement_wal::Directory;
+use escapement_wal::memory::MemDisk;
+
 /// A fault planted in the simulator's composition root, never in the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
@@ -23,13 +28,27 @@ pub enum Bug {
     CutAsLeft,
     /// The host reports the wrong end of bytes: a result's bytes are fed again.
     EventAltered,
-    /// A new incarnation opens its logs under the epoch of the last.
+    /// A new incarnation opens its logs under the epoch of the last, so that results of old attempts count.
     EpochAgain,
+    /// A start does not carry control objects to the shards that miss them.
+    ControlForgotten,
+    /// The host reports files as created whose directory entries the next power cut may lose.
+    CreationNotDurable,
+    /// Recovery stands on what it read without making it durable.
+    RecoveryNotSynced,
+    /// Results are read and never reach their core, so that slots leak until their deadlines.
+    ResultsForgotten,
+    /// The host sleeps through the moments that a core wants to be woken at.
+    LostWakeup,
+    /// The wall clock starts from the machine's, whatever the log has seen.
+    ClockBackwards,
+    /// The mesh hands over mail twice.
+    MailTwice,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 11] = [
+    pub const ALL: [Bug; 18] = [
         Bug::AckBeforeDurable,
         Bug::ClockAhead,
         Bug::RetryAfterError,
@@ -41,5 +60,63 @@ impl Bug {
         Bug::CutAsLeft,
         Bug::EventAltered,
         Bug::EpochAgain,
+        Bug::ControlForgotten,
+        Bug::CreationNotDurable,
+        Bug::RecoveryNotSynced,
+        Bug::ResultsForgotten,
+        Bug::LostWakeup,
+        Bug::ClockBackwards,
+        Bug::MailTwice,
     ];
+
+    /// The one with this name, as it is written here.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Bug> {
+        Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name)
+    }
+}
+
+/// A host's access to its directory that calls synced what is not.
+pub(super) struct Unsynced<'a>(pub(super) &'a mut MemDisk);
+
+impl Directory for Unsynced<'_> {
+    fn list(&mut self, dir: &str) -> io::Result<Vec<String>> {
+        self.0.list(dir)
+    }
+
+    fn size(&mut self, path: &str) -> io::Result<Option<u64>> {
+        self.0.size(path)
+    }
+
+    fn read_at(&mut self, path: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read_at(path, offset, buf)
+    }
+
+    fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(path, offset, bytes)
+    }
+
+    fn create_zeroed(&mut self, path: &str, size_bytes: u64) -> io::Result<()> {
+        self.0.create_zeroed(path, size_bytes)
+    }
+
+    fn create_dir(&mut self, dir: &str) -> io::Result<()> {
+        self.0.create_dir(dir)
+    }
+
+    fn remove(&mut self, path: &str) -> io::Result<()> {
+        self.0.remove(path)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn sync(&mut self, _path: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&mut self, _dir: &str) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use escapement_loadgen::auditor::Place as LoadPlace;
 use escapement_loadgen::{Auditor, Pushed, Workload, WorkloadConfig};
 use escapement_protocol::frame::{Accepted, CancelVerdict, PushItem};
-use escapement_protocol::{EventId, EventView, Sequence, ShardId};
+use escapement_protocol::{EventId, EventView, Sequence, ShardId, WallMs};
 
 use super::plan::Plan;
 use attempts::{Attempts, Ended};
@@ -114,6 +114,8 @@ pub(super) struct Judge {
     /// Final results since the last moment at which everything was durable.
     fresh_done: Vec<(Key, usize)>,
     incarnation: u32,
+    /// Latest moment of the node's clock that an acknowledgement names.
+    newest_accepted_ms: u64,
     pub(super) pushes: u64,
     breach: Option<String>,
 }
@@ -132,6 +134,7 @@ impl Judge {
             held: BTreeMap::new(),
             fresh_done: Vec::new(),
             incarnation: 0,
+            newest_accepted_ms: 0,
             pushes: 0,
             breach: None,
             plan: plan.clone(),
@@ -201,6 +204,7 @@ impl Judge {
             place.acked = Some((incarnation, wall_ms.unwrap_or(u64::MAX)));
             place.accepted_ms = receipt.accepted.0;
         }
+        self.newest_accepted_ms = self.newest_accepted_ms.max(receipt.accepted.0);
     }
 
     pub(super) fn refused(&mut self, n: u64) {
@@ -381,8 +385,12 @@ impl Judge {
         }
     }
 
-    /// A new start of the node.
-    pub(super) fn started(&mut self, incarnation: u32) {
+    /// A new start of the node, whose clock begins at `wall`.
+    pub(super) fn started(&mut self, incarnation: u32, wall: WallMs) {
+        if wall.0 < self.newest_accepted_ms {
+            let newest_ms = self.newest_accepted_ms;
+            self.breach(format!("the clock went back to {wall} from {newest_ms} or later"));
+        }
         self.incarnation = incarnation;
         self.attempts = Attempts::default();
         self.held.clear();

@@ -180,6 +180,9 @@ impl World {
         // A decision takes two ways at most: from the owner to the event's shard, and on to the session.
         let arrives_ns = receiver.frozen_until_ns.max(self.now_ns);
         node.transit_ns = node.transit_ns.max(arrives_ns - sent_ns);
+        if self.options.bug == Some(Bug::MailTwice) && self.rng.one_in(20) {
+            receiver.mail.push_back(mail.clone());
+        }
         receiver.mail.push_back(mail);
         self.wake_core(to, 0);
     }
@@ -280,7 +283,8 @@ impl World {
         if failed && !draining {
             self.drain();
         }
-        let wall_ns = deadline.wall.map(|wall| wall.0.saturating_sub(now.wall.0) * NS_PER_MS);
+        let wall = deadline.wall.filter(|_| self.options.bug != Some(Bug::LostWakeup));
+        let wall_ns = wall.map(|wall| wall.0.saturating_sub(now.wall.0) * NS_PER_MS);
         let mono_ns = deadline.mono.map(|mono| mono.since(now.mono));
         let drain_ns = draining.then_some(5 * NS_PER_MS);
         if let Some(after_ns) = [wall_ns, mono_ns, drain_ns].into_iter().flatten().min() {
@@ -360,8 +364,13 @@ impl World {
                     if !std::mem::replace(&mut known.opened, true) {
                         state.core.opened(stream);
                     }
+                    let forgotten =
+                        self.options.bug == Some(Bug::ResultsForgotten) && is_results(&bytes, &marks);
                     for mark in marks {
                         self.mark(stream, mark);
+                    }
+                    if forgotten && self.rng.one_in(10) {
+                        continue;
                     }
                     if let Err(violation) = state.core.bytes(now, stream, &bytes) {
                         self.judge.breach(format!("a client was called to order: {violation:?}"));
@@ -447,7 +456,13 @@ impl World {
             let incarnation = self.incarnation;
             self.queue.push(self.now_ns + 1, Happening::Turn { core, incarnation });
         }
-        self.disks[usize::from(shard.0)].disk.submit(op);
+        let disk = &mut self.disks[usize::from(shard.0)];
+        if let DiskOp::Create { file, .. } = &op
+            && self.options.bug == Some(Bug::CreationNotDurable)
+        {
+            disk.not_entered.push(file.path());
+        }
+        disk.disk.submit(op);
         let us = self.plan.disk_us;
         let most_us = if self.rng.one_in(self.plan.disk_stall_one_in) { us * 100 } else { us };
         let at_ns = self.now_ns + 20_000 + self.rng.below(most_us * 1_000);
@@ -581,7 +596,12 @@ impl World {
             }
         }
         for disk in &mut self.disks {
-            if power { disk.disk.power_cut() } else { disk.disk.kill() }
+            if power {
+                disk.disk.power_cut();
+            } else {
+                disk.disk.kill();
+            }
+            disk.lose_entries(power, &mut self.rng);
         }
         let incarnation = node.incarnation;
         let connections: Vec<u64> = self.net.connections.keys().copied().collect();
@@ -600,4 +620,14 @@ impl World {
         let after_ns = self.rng.below(spread_ms * NS_PER_MS);
         self.queue.push(self.now_ns + after_ns, Happening::Boot);
     }
+}
+
+/// Whether these bytes are results, all of them.
+fn is_results(bytes: &[u8], marks: &[Mark]) -> bool {
+    let mut whole = false;
+    let fed = FrameDecoder::new().feed(bytes, |frame| {
+        whole = matches!(frame, Frame::ResultBatch(_));
+        Ok(())
+    });
+    fed.is_ok() && whole && matches!(marks, [Mark::Results { .. }])
 }

@@ -9,13 +9,13 @@ use escapement_node::io::WallClock;
 use escapement_protocol::{Epoch, Now, ShardId, WallMs};
 use escapement_router::Credit;
 use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
-use escapement_wal::memory::{Faults, MemDisk};
+use escapement_wal::memory::{Faults, MemDisk, Rng};
 use escapement_wal::{
-    BlockKind, BlockSeq, DiskOp, FileId, LocalWal, LogIdentity, OpId, OpenError, RecoveryReport, ShardLog,
-    format_log, open,
+    BlockKind, BlockSeq, Directory, DiskOp, FileId, LocalWal, LogIdentity, OpId, OpenError, RecoveredBlock,
+    RecoveryReport, ShardLog, format_log, open,
 };
 
-use super::bug::Bug;
+use super::bug::{Bug, Unsynced};
 use super::node::Node;
 use super::world::{Happening, NS_PER_MS, World};
 
@@ -39,6 +39,8 @@ pub(super) struct ShardDisk {
     pub(super) at_crash: Option<(u64, u64)>,
     /// Operations that a planted bug has called done.
     pub(super) called_done: BTreeSet<OpId>,
+    /// Files that a planted bug has called created before their directory entries were durable.
+    pub(super) not_entered: Vec<String>,
 }
 
 impl ShardDisk {
@@ -53,6 +55,7 @@ impl ShardDisk {
             poisoned: false,
             at_crash: None,
             called_done: BTreeSet::new(),
+            not_entered: Vec::new(),
         }
     }
 
@@ -78,6 +81,15 @@ impl ShardDisk {
         }
         if self.in_flight.remove(&id).is_some() && !self.poisoned {
             self.durable = self.in_flight.values().min().map_or(self.newest, |first| first - 1);
+        }
+    }
+
+    /// A crash decides what becomes of directory entries that are not durable.
+    pub(super) fn lose_entries(&mut self, power: bool, rng: &mut Rng) {
+        for path in self.not_entered.drain(..) {
+            if power && rng.one_in(2) && self.disk.remove(&path).is_ok() {
+                self.disk.sync_dir("wal").expect("the power is back");
+            }
         }
     }
 
@@ -130,17 +142,19 @@ impl World {
                 }
             }
         }
+        let failing = self.crashes_left > 0 && !self.is_calm() && self.rng.one_in(8);
         for disk in &mut self.disks {
-            disk.disk.set_faults(Faults::default());
+            let write_fails_after = (failing && self.rng.one_in(2)).then(|| self.rng.below(16) as u32);
+            disk.disk.set_faults(Faults { write_fails_after, ..Faults::default() });
         }
         self.incarnation += 1;
-        self.judge.started(self.incarnation);
         let leader = recovered.iter().map(|r| r.report.leader_time).max().filter(|time| time.0 > 0);
         let real_ns = match leader {
             // A machine without a battery begins in 1970.
             Some(_) if !self.is_calm() && self.rng.one_in(10) => self.now_ns,
             _ => self.real_ns(),
         };
+        let leader = leader.filter(|_| self.options.bug != Some(Bug::ClockBackwards));
         let clock = WallClock::start(self.now_ns, real_ns, leader, true).expect("the clock is confirmed");
         self.start(recovered, clock, real_ns);
         self.light_fuse();
@@ -207,7 +221,7 @@ impl World {
             }
         };
         let mut last_data: Option<(u64, Vec<u8>)> = None;
-        let opened = open(&mut state.disk, identity, &wal, &mut |block| {
+        let mut take_in = |block: RecoveredBlock<'_>| {
             if at_crash.is_some_and(|(durable, _)| block.seq.0 > durable) {
                 compare(&state_shard, &mut faults);
             }
@@ -230,13 +244,20 @@ impl World {
                 }
                 _ => apply(block.seq.0, block.records),
             }
-        });
+        };
+        let opened = match bug {
+            Some(Bug::RecoveryNotSynced) => {
+                open(&mut Unsynced(&mut state.disk), identity, &wal, &mut take_in)
+            }
+            _ => open(&mut state.disk, identity, &wal, &mut take_in),
+        };
         let (log, report) = match opened {
             Ok(opened) => opened,
             Err(OpenError::Io { .. }) => return Err(NoStart::Crashed),
             Err(error) => return Err(NoStart::Refused(error.to_string())),
         };
-        if bug.is_none() || self.options.bug == Some(Bug::EpochAgain) {
+        // A planted bug has to be found by what the node promised, which takes no look inside.
+        if self.options.bug.is_none() {
             compare(&state_shard, &mut faults);
         }
         for seq in own_blocks.iter().filter(|seq| at_crash.is_none_or(|(durable, _)| **seq > durable)) {
@@ -320,10 +341,13 @@ impl World {
                 credit_max: Credit { tasks: 1_000, bytes: 1 << 20 },
             };
             let mut core = Core::new(config, shards);
-            core.catch_up(now, version, &control);
+            if self.options.bug != Some(Bug::ControlForgotten) {
+                core.catch_up(now, version, &control);
+            }
             node.add(core);
         }
         self.trace.line(self.now_ns, format_args!("start {} at wall {}", self.incarnation, now.wall));
+        self.judge.started(self.incarnation, now.wall);
         self.node = Some(node);
         for core in 0..self.plan.cores {
             self.wake_core(core, 0);

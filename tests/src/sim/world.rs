@@ -20,7 +20,7 @@ use super::{Counts, Options, Passed};
 pub(super) const NS_PER_MS: u64 = 1_000_000;
 
 /// Longest time, once nothing is faulted any more, until everything owed has come.
-const CALM_NS_MAX: u64 = 600_000 * NS_PER_MS;
+const CALM_NS_MAX: u64 = 200_000 * NS_PER_MS;
 
 /// Faults end after this, whatever is left of the plan.
 const CHAOS_NS_MAX: u64 = 240_000 * NS_PER_MS;
@@ -332,13 +332,13 @@ impl World {
                 let until_ns = self.now_ns + self.rng.below(2_000) * NS_PER_MS;
                 self.queue.push(until_ns, Happening::NoSpaceEnds { shard });
             }
-            11 if self.crashes_left > 0 => {
+            11..14 if self.crashes_left > 0 => {
                 let shard = self.rng.below(self.plan.shards.into()) as usize;
                 let write_fails_after = Some(self.rng.below(4) as u32);
                 self.note(format_args!("a write of shard {shard} will fail"));
                 self.disks[shard].disk.set_faults(Faults { write_fails_after, ..Faults::default() });
             }
-            12 if self.crashes_left > 0 => self.drain(),
+            14..16 if self.crashes_left > 0 => self.drain(),
             _ => {}
         }
     }
