@@ -42,6 +42,16 @@ macro_rules! on_every_host {
                 super::$claim(super::HostKind::Poll);
             })+
         }
+        #[cfg(feature = "glommio")]
+        mod glommio {
+            $(#[test]
+            fn $claim() {
+                // It stands on io_uring too, without a kernel that has one there is nothing to claim of it.
+                if super::io::detect().0 == super::HostKind::Uring {
+                    super::$claim(super::HostKind::Glommio);
+                }
+            })+
+        }
     };
 }
 

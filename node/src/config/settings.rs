@@ -112,7 +112,7 @@ pub const SETTINGS: &[Setting] = &[
         value_name: "HOST",
         help: "How cores talk to the operating system",
         default: "the best that works here",
-        range: "uring, poll or glommio, as far as this build has them",
+        range: "uring or poll, or glommio in a build with that feature",
         set: |config, text| {
             config.host = Some(text.parse().map_err(|error: crate::io::UnknownHost| error.to_string())?);
             Ok(())

@@ -16,7 +16,7 @@ use super::pin;
 use super::waker::Waker;
 
 /// Files kept open by one user of [`LogFiles`]; a shard writes to one and reads from few.
-const OPEN_COUNT_MAX: usize = 64;
+pub(super) const OPEN_COUNT_MAX: usize = 64;
 
 /// Where the files of some shards are.
 #[derive(Clone, Debug)]
@@ -29,7 +29,9 @@ impl ShardDirs {
         ShardDirs { dirs }
     }
 
-    fn of(&self, shard: ShardId) -> &Path {
+    /// # Panics
+    /// If there is none of `shard`.
+    pub(super) fn of(&self, shard: ShardId) -> &Path {
         let dir = self.dirs.iter().find(|(owned, _)| *owned == shard);
         let (_, dir) = dir.unwrap_or_else(|| panic!("this host was not given a directory of {shard:?}"));
         dir

@@ -9,13 +9,17 @@
 //! |---|---|---|---|
 //! | `uring`, the default | one `io_uring` | multishot receive into a provided ring, sends from a slot pool | same ring, `O_DIRECT` and `O_DSYNC` |
 //! | `poll`, where `io_uring` is forbidden | `ppoll` | `recvmmsg`, `sendmsg` | a thread of its own, same flags |
+//! | `glommio`, with the feature of that name | glommio's executor | as `poll` | glommio's files, same flags |
 //!
 //! One conformance test (`tests/hosts.rs`) runs over all of them; `docs/decisions/0001-host.md` compares them.
 //!
 //! Left out on purpose: name resolution, TCP, timers beyond one deadline per wait. The control plane has tokio.
 
 mod clock;
+mod datagrams;
 mod disk;
+#[cfg(feature = "glommio")]
+mod glommio;
 mod message;
 mod pin;
 mod poll;
@@ -182,6 +186,9 @@ pub enum HostKind {
     Uring,
     /// `ppoll`, and threads for the disk.
     Poll,
+    /// glommio's executor. Only in builds with the feature `glommio`.
+    #[cfg(feature = "glommio")]
+    Glommio,
 }
 
 impl fmt::Display for HostKind {
@@ -189,6 +196,8 @@ impl fmt::Display for HostKind {
         f.write_str(match self {
             HostKind::Uring => "uring",
             HostKind::Poll => "poll",
+            #[cfg(feature = "glommio")]
+            HostKind::Glommio => "glommio",
         })
     }
 }
@@ -200,15 +209,27 @@ impl FromStr for HostKind {
         match text {
             "uring" => Ok(HostKind::Uring),
             "poll" => Ok(HostKind::Poll),
-            _ => Err(UnknownHost),
+            #[cfg(feature = "glommio")]
+            "glommio" => Ok(HostKind::Glommio),
+            #[cfg(not(feature = "glommio"))]
+            "glommio" => Err(UnknownHost::NotBuilt),
+            _ => Err(UnknownHost::NoHost),
         }
     }
 }
 
-/// What [`HostKind::from_str`] answers to a text that names no host.
+/// What [`HostKind::from_str`] answers to a text that names no host of this build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a host: choose uring or poll")]
-pub struct UnknownHost;
+pub enum UnknownHost {
+    /// No host has that name.
+    #[error("not a host: choose {}", if cfg!(feature = "glommio") { "uring, poll or glommio" } else { "uring or poll" })]
+    NoHost,
+    /// The host is compiled only with its feature.
+    #[error(
+        "this build has no glommio host: choose uring or poll, or build with `cargo build --release --features glommio`"
+    )]
+    NotBuilt,
+}
 
 /// Why a host could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -240,8 +261,36 @@ pub fn open(kind: HostKind, setup: CoreSetup) -> Result<Box<dyn CoreIo>, HostErr
     Ok(match kind {
         HostKind::Uring => Box::new(uring::UringHost::open(setup)?),
         HostKind::Poll => Box::new(poll::PollHost::open(setup)?),
+        #[cfg(feature = "glommio")]
+        HostKind::Glommio => Box::new(glommio::GlommioHost::open(setup)?),
     })
 }
 
 /// How late the kernel may wake a core on purpose, in ns.
 const TIMER_SLACK_NS: u32 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_called_what_it_displays() {
+        let hosts = [
+            HostKind::Uring,
+            HostKind::Poll,
+            #[cfg(feature = "glommio")]
+            HostKind::Glommio,
+        ];
+        for host in hosts {
+            assert_eq!(host.to_string().parse(), Ok(host));
+        }
+        assert_eq!("epoll".parse::<HostKind>(), Err(UnknownHost::NoHost));
+    }
+
+    #[cfg(not(feature = "glommio"))]
+    #[test]
+    fn a_host_that_this_build_lacks_is_refused_with_how_to_have_it() {
+        let refused = "glommio".parse::<HostKind>().unwrap_err();
+        assert!(refused.to_string().contains("--features glommio"), "{refused}");
+    }
+}

@@ -3,6 +3,8 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
+#[cfg(feature = "glommio")]
+use std::os::fd::IntoRawFd;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::message::{ControlBuf, NameBuf};
@@ -238,4 +240,18 @@ pub(super) fn recv_messages<const N: usize>(
         slot.flags = header.msg_hdr.msg_flags;
     }
     Ok(count)
+}
+
+/// The socket as glommio's, for the executor that runs on this thread.
+#[cfg(feature = "glommio")]
+pub(super) fn glommio_datagrams(socket: OwnedFd) -> glommio::net::UdpSocket {
+    // SAFETY: the descriptor is open, and ours to give away.
+    unsafe { glommio::net::UdpSocket::from_raw_fd(socket.into_raw_fd()) }
+}
+
+/// The descriptor as a file of glommio's, for the executor that runs on this thread.
+#[cfg(feature = "glommio")]
+pub(super) fn glommio_file(file: OwnedFd) -> glommio::io::BufferedFile {
+    // SAFETY: the descriptor is open, and ours to give away.
+    unsafe { glommio::io::BufferedFile::from_raw_fd(file.into_raw_fd()) }
 }

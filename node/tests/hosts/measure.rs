@@ -22,6 +22,8 @@ fn hosts() -> Vec<HostKind> {
     let mut hosts = vec![HostKind::Poll];
     if io::detect().0 == HostKind::Uring {
         hosts.insert(0, HostKind::Uring);
+        #[cfg(feature = "glommio")]
+        hosts.push(HostKind::Glommio);
     }
     hosts
 }
