@@ -20,7 +20,7 @@ use super::{Counts, Options, Passed};
 pub(super) const NS_PER_MS: u64 = 1_000_000;
 
 /// Longest time, once nothing is faulted any more, until everything owed has come.
-const CALM_NS_MAX: u64 = 200_000 * NS_PER_MS;
+const CALM_NS_MAX: u64 = 600_000 * NS_PER_MS;
 
 /// Faults end after this, whatever is left of the plan.
 const CHAOS_NS_MAX: u64 = 240_000 * NS_PER_MS;
