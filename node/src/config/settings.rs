@@ -110,7 +110,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "host",
         value_name: "HOST",
-        help: "How cores talk to the operating system",
+        help: "How cores talk to the operating system: uring, poll, or glommio if built in",
         default: "the best that works here",
         range: "uring or poll, or glommio in a build with that feature",
         set: |config, text| {

@@ -29,15 +29,16 @@ use escapement_wal::{AlignedBuf, DiskCompletion, DiskOp, FileId, OpId};
 use glommio::io::{DmaFile, OpenOptions};
 use glommio::timer::{Timer, sleep};
 use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, Placement, spawn_local};
+use io_uring::IoUring;
 use quinn_proto::Transmit;
 
 use super::datagrams::Datagrams;
 use super::disk::{DiskThread, OPEN_COUNT_MAX, ShardDirs};
+use super::sys;
 use super::waker::{Parker, Waker};
 use super::{
     CoreIo, CoreSetup, Datagram, Drained, HostError, HostKind, IoStats, MIN_WAIT_US_MAX, NodeClock, Wait,
 };
-use super::{sys, uring};
 
 /// Registered memory for log operations, in bytes. One that finds no room in it takes memory of its own.
 const IO_MEMORY_BYTES: usize = 1 << 20;
@@ -127,8 +128,8 @@ fn wake(place: &RefCell<Option<task::Waker>>) {
 impl GlommioHost {
     pub(super) fn open(setup: CoreSetup) -> Result<Self, HostError> {
         let failed = |step| move |source| HostError { kind: HostKind::Glommio, step, source };
-        // glommio panics where there is no io_uring.
-        uring::probe().map_err(io::Error::other).map_err(failed("looking for io_uring"))?;
+        // Where there is no io_uring, glommio panics.
+        drop(IoUring::new(1).map_err(failed("making a ring"))?);
         let parker = Parker::new().map_err(failed("making an eventfd"))?;
         let dirs = ShardDirs::new(setup.shard_dirs);
         let aside = DiskThread::start("log-create", &dirs, parker.waker())
