@@ -81,7 +81,7 @@ impl Bench {
             memory_bytes_max: usize::MAX / 2,
             admission_per_s: 0,
             block_size_bytes_max: 512 * 1024,
-            turn_count_max: 4_096,
+            batch_count_max: 4_096,
             seed: 1,
         });
         let mut effects = Effects::default();

@@ -15,13 +15,40 @@ const _: () = assert!(CHUNK_SIZE_BYTES >= 2 * escapement_protocol::EVENT_SIZE_BY
 /// Before each event: its sequence, so that a chunk's survivors can be found.
 const PREFIX_SIZE_BYTES: usize = 8;
 
-/// Where an event's bytes are.
+/// log2 of the most chunks, 8-byte units in a chunk, and 8-byte units of an event.
+const CHUNK_BITS: u32 = 64 - 2 * UNIT_BITS;
+const UNIT_BITS: u32 = 18;
+
+const _: () = assert!(CHUNK_SIZE_BYTES / 8 < 1 << UNIT_BITS);
+
+/// Where an event's bytes are, and how many: with the length here, an event ends without a look at its bytes, which
+/// may have left the caches long ago. From the top: chunk, offset of the prefix and length of the event, both in units
+/// of 8 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Location {
-    /// Number of the chunk.
-    pub(crate) chunk: u32,
-    /// Offset of the prefix in the chunk, in units of 8 bytes.
-    pub(crate) slot: u32,
+pub(crate) struct Location(u64);
+
+impl Location {
+    /// No event's.
+    pub(crate) const NOWHERE: Location = Location(0);
+
+    pub(crate) fn new(chunk: u32, at: usize, event_len: usize) -> Location {
+        assert!(chunk >> CHUNK_BITS == 0, "at most 2^{CHUNK_BITS} chunks");
+        Location(u64::from(chunk) << (2 * UNIT_BITS) | (at as u64 / 8) << UNIT_BITS | event_len as u64 / 8)
+    }
+
+    fn chunk(self) -> u32 {
+        (self.0 >> (2 * UNIT_BITS)) as u32
+    }
+
+    /// Offset of the prefix in the chunk, in bytes.
+    fn at(self) -> usize {
+        (self.0 >> UNIT_BITS) as usize % (1 << UNIT_BITS) * 8
+    }
+
+    /// Bytes of the event with its padding.
+    pub(crate) fn event_len(self) -> usize {
+        self.0 as usize % (1 << UNIT_BITS) * 8
+    }
 }
 
 #[derive(Debug)]
@@ -68,12 +95,12 @@ impl PayloadStore {
             _ => self.next_chunk(),
         };
         let target = &mut self.chunks[chunk as usize];
-        let slot = (target.bytes.len() / 8) as u32;
+        let location = Location::new(chunk, target.bytes.len(), event.len());
         target.bytes.extend_from_slice(&sequence.0.to_le_bytes());
         target.bytes.extend_from_slice(event);
         target.live_bytes += len;
         self.live_bytes += len;
-        Location { chunk, slot }
+        location
     }
 
     fn next_chunk(&mut self) -> u32 {
@@ -100,29 +127,27 @@ impl PayloadStore {
     #[must_use]
     #[inline]
     pub(crate) fn event(&self, location: Location) -> &[u8] {
-        let at = location.slot as usize * 8 + PREFIX_SIZE_BYTES;
-        let bytes = &self.chunks[location.chunk as usize].bytes[at..];
-        let len = padded_len(stated_len(bytes).expect("an event starts here"));
-        &bytes[..len]
+        let at = location.at() + PREFIX_SIZE_BYTES;
+        &self.chunks[location.chunk() as usize].bytes[at..at + location.event_len()]
     }
 
     /// Reads a byte of each of an event's first cache lines, and nothing else, to bring them near.
     #[inline]
     pub(crate) fn touch(&self, location: Location) -> u8 {
-        let bytes = &self.chunks[location.chunk as usize].bytes;
-        let at = location.slot as usize * 8;
-        let line = |n: usize| bytes.get(at + n * 64).copied().unwrap_or(0);
-        line(0) ^ line(1) ^ line(2)
+        let event = self.event(location);
+        let line = |n: usize| event.get(n * 64).copied().unwrap_or(0);
+        line(0) ^ line(1) ^ line(2) ^ event.last().copied().unwrap_or(0)
     }
 
     /// Forgets an event.
     pub(crate) fn remove(&mut self, location: Location) {
-        let len = PREFIX_SIZE_BYTES + self.event(location).len();
-        let chunk = &mut self.chunks[location.chunk as usize];
+        let len = PREFIX_SIZE_BYTES + location.event_len();
+        let number = location.chunk();
+        let chunk = &mut self.chunks[number as usize];
         chunk.live_bytes -= len;
         self.live_bytes -= len;
-        if chunk.live_bytes == 0 && self.filling != Some(location.chunk) {
-            self.free_if_dead(location.chunk);
+        if chunk.live_bytes == 0 && self.filling != Some(number) {
+            self.free_if_dead(number);
         }
     }
 
@@ -162,7 +187,7 @@ impl PayloadStore {
         while let Some((prefix, rest)) = bytes[at..].split_first_chunk::<PREFIX_SIZE_BYTES>() {
             let sequence = Sequence(u64::from_le_bytes(*prefix));
             let len = padded_len(stated_len(rest).expect("events follow one another"));
-            let location = Location { chunk, slot: (at / 8) as u32 };
+            let location = Location::new(chunk, at, len);
             if is_at(sequence, location) {
                 self.chunks[chunk as usize].live_bytes -= PREFIX_SIZE_BYTES + len;
                 self.live_bytes -= PREFIX_SIZE_BYTES + len;

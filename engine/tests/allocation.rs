@@ -47,7 +47,7 @@ fn events_are_published_delivered_and_completed_without_an_allocation_for_each()
         memory_bytes_max: 1 << 30,
         admission_per_s: 0,
         block_size_bytes_max: 512 * 1024,
-        turn_count_max: 4_096,
+        batch_count_max: 4_096,
         seed: 1,
     });
     let mut control = Vec::new();

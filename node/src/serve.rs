@@ -28,9 +28,9 @@ const CREDIT_MAX: Credit = Credit { tasks: 256 * 1024, bytes: 64 * 1024 * 1024 }
 /// Bytes that may wait for one shard's log before its core stops reading publishers.
 const INTAKE_SIZE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Most events that become due in one turn of a shard. Keeps a turn short when a million are due at once, and what a
-/// turn touches, some 200 bytes an event, within a core's second-level cache.
-const TURN_COUNT_MAX: usize = 1_024;
+/// Most events that become due in one batch of a shard, several of which make a turn. What a batch touches, some 200
+/// bytes an event from its due time until it is copied into its push, stays within a core's first-level cache.
+const BATCH_COUNT_MAX: usize = 64;
 
 /// A node that takes connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,7 +246,7 @@ fn recover(
                     memory_bytes_max: (config.memory_bytes / u64::from(shard_count)) as usize,
                     admission_per_s: config.admission_per_s.div_ceil(u64::from(shard_count)),
                     block_size_bytes_max: wal.records_size_bytes_max(),
-                    turn_count_max: TURN_COUNT_MAX,
+                    batch_count_max: BATCH_COUNT_MAX,
                     seed: seed ^ u64::from(shard),
                 };
                 let dir = data.shard_dir(ShardId(shard));

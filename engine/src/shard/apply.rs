@@ -11,6 +11,9 @@ use crate::record::{Record, RecordError, TaskProgress, published_events, records
 use crate::table::Entry;
 use crate::wheel::Tick;
 
+/// Events whose entries are brought near together, before the first of them is worked on.
+const WARM_COUNT: usize = 64;
+
 impl Shard {
     /// Applies the records of a block that is durable. Live, `out` takes what follows for other shards; in
     /// recovery nothing follows.
@@ -34,12 +37,20 @@ impl Shard {
                 self.apply_relocated(block, topic, sequence, due, progress, event);
             }
             Record::Completed { subscription, outcome, last, sequences } => {
-                self.warm(sequences.iter());
-                for sequence in sequences.iter() {
-                    if last {
-                        self.apply_end(sequence, outcome);
-                    } else {
-                        self.apply_progress(Progressed { sequence, subscription, change: Change::Done });
+                let mut sequences = sequences.iter();
+                loop {
+                    let batch: SmallVec<[Sequence; WARM_COUNT]> =
+                        sequences.by_ref().take(WARM_COUNT).collect();
+                    if batch.is_empty() {
+                        break;
+                    }
+                    self.durable.table.touch(&batch);
+                    for sequence in batch {
+                        if last {
+                            self.apply_end(sequence, outcome);
+                        } else {
+                            self.apply_progress(Progressed { sequence, subscription, change: Change::Done });
+                        }
                     }
                 }
             }

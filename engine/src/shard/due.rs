@@ -15,10 +15,10 @@ use crate::wheel::Tick;
 const COMPLETED_COUNT_MAX: usize = 16 * 1024;
 
 impl Shard {
-    /// Matches what has become due, up to a turn's worth.
+    /// Matches what has become due, up to a batch.
     pub(super) fn fire_due(&mut self, out: &mut Effects) {
         let mut due = std::mem::take(&mut self.volatile.due);
-        let most = self.config.turn_count_max;
+        let most = self.config.batch_count_max;
         while due.len() < most {
             let Some(sequence) = self.volatile.overdue.pop_front() else { break };
             due.push(sequence.0);
@@ -44,7 +44,7 @@ impl Shard {
 
     /// Reads a little of each event before the whole batch is worked on, so that the batch's cache misses overlap
     /// instead of following one another: at a million pending events nearly every first touch is one.
-    pub(super) fn warm(&self, sequences: impl Iterator<Item = Sequence>) {
+    fn warm(&self, sequences: impl Iterator<Item = Sequence>) {
         let table = &self.durable.table;
         let touched = sequences.filter_map(|sequence| table.get(sequence));
         let mixed = touched.fold(0, |mixed, entry| mixed ^ self.durable.payloads.touch(entry.location));

@@ -36,8 +36,8 @@ pub struct ShardConfig {
     pub admission_per_s: u64,
     /// Most bytes of records that one block of the log takes.
     pub block_size_bytes_max: usize,
-    /// Most events that become due, and tasks that are dispatched, in one turn.
-    pub turn_count_max: usize,
+    /// Most events that become due in one [`Shard::maintain`].
+    pub batch_count_max: usize,
     /// Seed of everything random, such as jitter.
     pub seed: u64,
 }
@@ -230,8 +230,8 @@ impl Shard {
         }
     }
 
-    /// Ends a turn: fires what is due, lets the router pick, logs what ended. Call after every batch of
-    /// steps, and when [`Shard::next_deadline`] has come.
+    /// Ends a turn: fires a batch of what is due, lets the router pick, logs what ended. Call after every batch of
+    /// steps, when [`Shard::next_deadline`] has come, and again while [`Shard::is_behind`].
     pub fn maintain(&mut self, now: Now, out: &mut Effects) {
         self.advance_clock(now);
         if !self.volatile.draining {

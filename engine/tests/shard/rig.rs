@@ -56,7 +56,7 @@ pub(crate) fn config(shard_count: u16) -> ShardConfig {
         memory_bytes_max: 1 << 30,
         admission_per_s: 0,
         block_size_bytes_max: 8 * 1024,
-        turn_count_max: 1_000,
+        batch_count_max: 1_000,
         seed: 7,
     }
 }

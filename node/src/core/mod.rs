@@ -35,6 +35,9 @@ pub use mail::{Mail, Parcel};
 use slot::Slot;
 pub use slot::{CommitPolicy, SlotFailure};
 
+/// Batches of due events for each shard in one turn: keeps a turn short when a million are due at once.
+const BATCHES_PER_TURN: usize = 16;
+
 /// What a core is given at start.
 #[derive(Clone, Debug)]
 pub struct CoreConfig {
@@ -237,10 +240,15 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     pub fn finish_turn(&mut self, now: Now) {
         self.inside.now = now;
         for index in 0..self.inside.slots.len() {
-            if let Some(slot) = &mut self.inside.slots[index] {
+            for _ in 0..BATCHES_PER_TURN {
+                let Some(slot) = &mut self.inside.slots[index] else { break };
                 slot.maintain(now);
-                let shard = slot.id();
+                let (shard, more) = (slot.id(), slot.shard().is_behind());
+                // What became due is copied into its pushes now, while it is near.
                 self.inside.drain_shard(shard);
+                if !more {
+                    break;
+                }
             }
         }
         self.settle(now);

@@ -49,7 +49,7 @@ pub(super) struct Plan {
     pub(super) crashes: u32,
     pub(super) wal: WalConfig,
     pub(super) commit: CommitPolicy,
-    pub(super) turn_count_max: usize,
+    pub(super) batch_count_max: usize,
     /// Bytes that a stream to a client takes before it is full.
     pub(super) room_bytes: usize,
     /// Longest ordinary time of a disk operation, in µs.
@@ -157,7 +157,7 @@ impl Plan {
                 trim_every_ms: pick(rng, &[2, 50]),
                 relocate_size_bytes: pick(rng, &[16_384, 131_072]),
             },
-            turn_count_max: pick(rng, &[1, 3, 4_096]),
+            batch_count_max: pick(rng, &[1, 3, 4_096]),
             room_bytes: pick(rng, &[1, 4_096, 1_000_000]),
             disk_us: pick(rng, &[50, 300, 3_000]),
             disk_stall_one_in: pick(rng, &[u64::MAX, 200, 20]),

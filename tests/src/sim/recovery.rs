@@ -179,7 +179,7 @@ impl World {
             memory_bytes_max: self.plan.memory_bytes_max,
             admission_per_s: 0,
             block_size_bytes_max: self.plan.wal.records_size_bytes_max(),
-            turn_count_max: self.plan.turn_count_max,
+            batch_count_max: self.plan.batch_count_max,
             seed: self.seed ^ u64::from(shard),
         }
     }
