@@ -33,7 +33,8 @@ impl Location {
 
     pub(crate) fn new(chunk: u32, at: usize, event_len: usize) -> Location {
         assert!(chunk >> CHUNK_BITS == 0, "at most 2^{CHUNK_BITS} chunks");
-        Location(u64::from(chunk) << (2 * UNIT_BITS) | (at as u64 / 8) << UNIT_BITS | event_len as u64 / 8)
+        let (at, len) = (at as u64 / 8, event_len as u64 / 8);
+        Location((u64::from(chunk) << (2 * UNIT_BITS)) | (at << UNIT_BITS) | len)
     }
 
     fn chunk(self) -> u32 {

@@ -59,6 +59,16 @@ fn a_thousand_crashes_break_no_promise() {
 }
 
 #[test]
+fn lost_and_doubled_datagrams_break_no_promise() {
+    let mut counts = Counts::default();
+    for seed in 0..16 {
+        let passed = run(seed, Options { quic: true, ..Options::default() });
+        counts.add(passed.unwrap_or_else(|failed| panic!("{failed}, over QUIC")).counts);
+    }
+    assert!(counts.crashes > 50 && counts.connections > 100 && counts.datagrams > 5_000, "{counts:?}");
+}
+
+#[test]
 fn seeds_that_failed_once_pass() {
     for (seed, found) in KEPT {
         if let Err(failed) = clean(*seed) {
@@ -71,8 +81,9 @@ fn seeds_that_failed_once_pass() {
 fn a_seed_decides_everything() {
     let mut hashes = Vec::new();
     for seed in 3..13 {
-        let first = run(seed, Options::default()).expect("a clean seed");
-        let again = run(seed, Options::default()).expect("a clean seed");
+        let options = Options { quic: seed % 2 == 0, ..Options::default() };
+        let first = run(seed, options).expect("a clean seed");
+        let again = run(seed, options).expect("a clean seed");
         assert_eq!(first, again, "seed {seed}");
         hashes.push(first.trace_hash);
     }
@@ -134,4 +145,5 @@ found! {
     a_wakeup_that_is_lost_is_noticed: LostWakeup within 5;
     a_clock_that_goes_back_is_noticed: ClockBackwards within 30;
     mail_that_comes_twice_is_noticed: MailTwice within 10;
+    datagrams_that_go_to_another_core_are_noticed: SteeredAstray within 80;
 }

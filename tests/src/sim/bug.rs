@@ -44,11 +44,13 @@ pub enum Bug {
     ClockBackwards,
     /// The mesh hands over mail twice.
     MailTwice,
+    /// Datagrams go to the core after the one that their connection id names. Seen only over QUIC.
+    SteeredAstray,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 19] = [
         Bug::AckBeforeDurable,
         Bug::ClockAhead,
         Bug::RetryAfterError,
@@ -67,6 +69,7 @@ impl Bug {
         Bug::LostWakeup,
         Bug::ClockBackwards,
         Bug::MailTwice,
+        Bug::SteeredAstray,
     ];
 
     /// The one with this name, as it is written here.

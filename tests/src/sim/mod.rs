@@ -18,6 +18,7 @@ mod net;
 mod node;
 mod plan;
 mod publisher;
+mod quic;
 mod recovery;
 mod subscriber;
 mod trace;
@@ -33,6 +34,8 @@ use world::World;
 pub struct Options {
     /// A fault planted in the composition, to test the tests.
     pub bug: Option<Bug>,
+    /// Whether clients speak QUIC in every seed, and not only in some.
+    pub quic: bool,
     /// Whether what happens is printed to standard error.
     pub trace: bool,
 }
@@ -54,6 +57,10 @@ pub struct Counts {
     pub pushes: u64,
     /// Turns of cores.
     pub turns: u64,
+    /// QUIC connections that a core has established.
+    pub connections: u64,
+    /// Datagrams sent, either way.
+    pub datagrams: u64,
 }
 
 impl Counts {
@@ -66,6 +73,8 @@ impl Counts {
         self.events += other.events;
         self.pushes += other.pushes;
         self.turns += other.turns;
+        self.connections += other.connections;
+        self.datagrams += other.datagrams;
     }
 }
 

@@ -6,6 +6,7 @@ use escapement_protocol::FrameDecoder;
 use escapement_protocol::frame::ResultItem;
 use escapement_protocol::{EventId, Tag};
 
+use super::quic::{ClientQuic, Outgoing};
 use super::world::Who;
 
 /// Streams of a connection: its number is above them.
@@ -34,6 +35,9 @@ pub(super) struct Stream {
     pub(super) decoder: FrameDecoder,
     /// Since when pushes wait for room.
     pub(super) blocked_since_ns: Option<u64>,
+    /// Above QUIC: what the client has queued, and how much of all the node has read.
+    pub(super) outgoing: Outgoing,
+    pub(super) read_bytes: u64,
 }
 
 /// A connection.
@@ -48,6 +52,10 @@ pub(super) struct Connection {
     /// Whether the node still does.
     pub(super) node_open: bool,
     pub(super) streams: BTreeMap<u64, Stream>,
+    /// The client's end, where it is one of QUIC.
+    pub(super) quic: Option<Box<ClientQuic>>,
+    /// No datagram comes through until then.
+    pub(super) cut_off_until_ns: u64,
 }
 
 /// All connections.
@@ -67,6 +75,8 @@ impl Net {
             client_open: true,
             node_open: true,
             streams: BTreeMap::new(),
+            quic: None,
+            cut_off_until_ns: 0,
         };
         self.connections.insert(self.next, connection);
         self.next

@@ -12,6 +12,7 @@ use escapement_wal::{DiskCompletion, DiskOp, ShardLog};
 use super::bug::Bug;
 use super::judge::Leaving;
 use super::net::{Mark, connection_of};
+use super::quic::NodeQuic;
 use super::world::{Happening, NS_PER_MS, Who, World};
 
 /// How long a drain may take.
@@ -26,7 +27,7 @@ pub(super) struct Crash;
 
 /// What waits for a core's next turn.
 #[derive(Debug)]
-enum Inbound {
+pub(super) enum Inbound {
     Bytes { stream: u64, bytes: Vec<u8>, marks: Vec<Mark> },
     Cut { connection: u64 },
 }
@@ -36,7 +37,8 @@ pub(super) struct SimCore {
     pub(super) core: Core<u64>,
     completions: Vec<(ShardId, DiskCompletion)>,
     mail: VecDeque<Mail>,
-    inbound: VecDeque<Inbound>,
+    pub(super) inbound: VecDeque<Inbound>,
+    pub(super) quic: Option<Box<NodeQuic>>,
     next_turn_ns: Option<u64>,
     frozen_until_ns: u64,
     failed: bool,
@@ -69,12 +71,13 @@ impl Node {
         }
     }
 
-    pub(super) fn add(&mut self, core: Core<u64>) {
+    pub(super) fn add(&mut self, core: Core<u64>, quic: Option<Box<NodeQuic>>) {
         self.cores.push(SimCore {
             core,
             completions: Vec::new(),
             mail: VecDeque::new(),
             inbound: VecDeque::new(),
+            quic,
             next_turn_ns: None,
             frozen_until_ns: 0,
             failed: false,
@@ -274,11 +277,15 @@ impl World {
         }
         let failed = node.cores.iter().any(|core| core.failed);
         if over {
-            return self.stop(&node);
+            return self.stop(&mut node);
         }
         let draining = node.draining_until_ns.is_some();
         let deadline = node.cores[usize::from(core)].core.next_deadline();
         let now = self.shown(node.read_clock(self.now_ns, self.real_ns()));
+        let state = &node.cores[usize::from(core)];
+        let unread_ns = Self::has_unread(state).then_some(0);
+        let quic_ns = state.quic.as_ref().and_then(|quic| quic.next_ns());
+        let quic_ns = quic_ns.map(|at_ns| at_ns.saturating_sub(self.now_ns));
         self.node = Some(node);
         if failed && !draining {
             self.drain();
@@ -287,7 +294,7 @@ impl World {
         let wall_ns = wall.map(|wall| wall.0.saturating_sub(now.wall.0) * NS_PER_MS);
         let mono_ns = deadline.mono.map(|mono| mono.since(now.mono));
         let drain_ns = draining.then_some(5 * NS_PER_MS);
-        if let Some(after_ns) = [wall_ns, mono_ns, drain_ns].into_iter().flatten().min() {
+        if let Some(after_ns) = [wall_ns, mono_ns, drain_ns, unread_ns, quic_ns].into_iter().flatten().min() {
             self.wake_core(core, after_ns);
         }
     }
@@ -297,6 +304,7 @@ impl World {
         let wall_ms = node.read_clock(self.now_ns, self.real_ns()).wall.0;
         let transit_ns = if self.plan.cores == 1 { 0 } else { 2 * node.transit_ns + TURN_NS_MAX };
         let state = &mut node.cores[usize::from(index)];
+        self.take_datagrams(state, now)?;
         for (shard, completion) in std::mem::take(&mut state.completions) {
             self.point()?;
             let disk = &mut self.disks[usize::from(shard.0)];
@@ -307,6 +315,7 @@ impl World {
             self.point()?;
             state.core.receive(now, mail);
         }
+        self.take_stream_bytes(state);
         self.read_streams(state, now)?;
         self.point()?;
         state.core.finish_turn(now);
@@ -330,6 +339,7 @@ impl World {
         self.point()?;
         self.write_streams(&mut node.cores[usize::from(index)], wall_ms, transit_ns)?;
         let state = &mut node.cores[usize::from(index)];
+        self.transmit(state, now);
         if self.rng.one_in(16) {
             for shard in (index..self.plan.shards).step_by(usize::from(self.plan.cores)) {
                 state.core.shard(ShardId(shard)).into_iter().for_each(escapement_engine::Shard::check);
@@ -476,16 +486,21 @@ impl World {
         // Which stream comes first is no promise, and not the same in two processes.
         replies.sort_by_key(|(stream, _)| *stream);
         for (stream, bytes) in replies {
-            self.carry(stream, &bytes);
+            self.carry(state, stream, bytes);
             self.point()?;
         }
         let room = self.plan.room_bytes;
         let net = &mut self.net;
         let now_ns = self.now_ns;
         let mut pushes: Vec<(u64, Bytes, u64)> = Vec::new();
+        let quic = &state.quic;
         state.core.flush_pushes(|stream, frame| {
             let Some(known) = net.stream_mut(stream) else { return Ok(()) };
-            if known.to_client_bytes >= room {
+            let full = match &quic {
+                None => known.to_client_bytes >= room,
+                Some(quic) => !quic.has_room(stream, known.to_client_bytes + frame.len()),
+            };
+            if full {
                 known.blocked_since_ns.get_or_insert(now_ns);
                 return Err(frame);
             }
@@ -510,18 +525,21 @@ impl World {
             if self.options.bug == Some(Bug::PushTwice) && self.rng.one_in(20) {
                 self.judge_pushes(stream, &frame, wall_ms, decided_ns);
             }
-            self.carry(stream, &frame);
+            self.carry(state, stream, frame);
             self.point()?;
         }
         Ok(())
     }
 
     /// Sends bytes of the node on their way.
-    fn carry(&mut self, stream: u64, bytes: &[u8]) {
+    fn carry(&mut self, state: &mut SimCore, stream: u64, bytes: Bytes) {
         self.trace.number(self.now_ns);
         self.trace.number(stream);
-        self.trace.bytes(bytes);
-        let mut rest = bytes;
+        self.trace.bytes(&bytes);
+        if let Some(quic) = &mut state.quic {
+            return Self::write_quic(quic, stream, bytes);
+        }
+        let mut rest = &bytes[..];
         while !rest.is_empty() {
             let len = self.piece(rest.len());
             let delay_ns = self.net_delay_ns();
@@ -582,8 +600,12 @@ impl World {
         self.end(node, power);
     }
 
-    fn stop(&mut self, node: &Node) {
+    fn stop(&mut self, node: &mut Node) {
         self.note(format_args!("stopped"));
+        let now = self.shown(node.read_clock(self.now_ns, self.real_ns()));
+        for state in &mut node.cores {
+            self.close_all(state, now);
+        }
         self.counts.restarts += 1;
         self.end(node, false);
     }
@@ -611,6 +633,10 @@ impl World {
                 continue;
             }
             connection.node_open = false;
+            if self.quic.is_some() {
+                // The client finds out, from who comes after this node or from silence.
+                continue;
+            }
             // What was sent before the crash may still arrive.
             let at_ns = self.now_ns + self.rng.below(10 * NS_PER_MS);
             self.queue.push(at_ns, Happening::ClientCut { connection: id });

@@ -10,6 +10,9 @@ use escapement_wal::memory::Rng;
 /// When the first incarnation starts, in ms since the Unix epoch.
 pub(super) const START_WALL_MS: u64 = 1_795_000_000_000;
 
+/// One in so many seeds runs over QUIC: a handshake costs as much as some hundred turns.
+const QUIC_ONE_IN: u64 = 8;
+
 /// One subscriber's process.
 #[derive(Clone, Debug)]
 pub(super) struct SubscriberPlan {
@@ -64,6 +67,8 @@ pub(super) struct Plan {
     pub(super) fuse_max: u64,
     pub(super) cancels: bool,
     pub(super) memory_bytes_max: usize,
+    /// Whether clients speak QUIC, over datagrams, or below it, over streams.
+    pub(super) quic: bool,
 }
 
 fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
@@ -166,6 +171,7 @@ impl Plan {
             fuse_max: pick(rng, &[8, 60, 300, 1_000]),
             cancels: rng.one_in(2),
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
+            quic: seed % QUIC_ONE_IN == QUIC_ONE_IN - 1,
         }
     }
 }

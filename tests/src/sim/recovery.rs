@@ -342,7 +342,8 @@ impl World {
             if self.options.bug != Some(Bug::ControlForgotten) {
                 core.catch_up(now, version, &control);
             }
-            node.add(core);
+            let quic = self.server(index);
+            node.add(core, quic);
         }
         self.trace.line(self.now_ns, format_args!("start {} at wall {}", self.incarnation, now.wall));
         self.judge.started(self.incarnation, now.wall);

@@ -12,6 +12,7 @@ use super::net::{Mark, Net, connection_of, stream_of};
 use super::node::{Crash, Node};
 use super::plan::Plan;
 use super::publisher::Publisher;
+use super::quic::{QuicWorld, Way};
 use super::recovery::ShardDisk;
 use super::subscriber::Subscriber;
 use super::trace::Trace;
@@ -45,6 +46,8 @@ pub(super) enum Happening {
     NodeCut { connection: u64 },
     ClientCut { connection: u64 },
     Wake(Who),
+    Datagram { way: Way, connection: u64, port: u16, bytes: Vec<u8> },
+    ClientTimer { connection: u64 },
     ResultDue { subscriber: usize, epoch: u32, tag: u64 },
     Boot,
     Fault,
@@ -103,6 +106,7 @@ pub(super) struct World {
     pub(super) trace: Trace,
     pub(super) judge: Judge,
     pub(super) net: Net,
+    pub(super) quic: Option<QuicWorld>,
     pub(super) disks: Vec<ShardDisk>,
     pub(super) node: Option<Node>,
     pub(super) incarnation: u32,
@@ -127,11 +131,14 @@ impl World {
         let mut rng = Rng::new(seed ^ 0x51b0_7f6a_93c4_d2e1);
         let plan = Plan::draw(seed, &mut rng);
         let disks = (0..plan.shards).map(|_| ShardDisk::new(rng.next_u64())).collect();
+        // Drawn apart, so that it changes nothing for those who don't speak it.
+        let quic = (plan.quic || options.quic).then(|| QuicWorld::new(&mut Rng::new(seed)));
         let mut world = World {
             seed,
             options,
             judge: Judge::new(&plan),
             disks,
+            quic,
             publishers: (0..plan.publishers).map(|_| Publisher::default()).collect(),
             subscribers: plan.subscribers.iter().map(Subscriber::new).collect(),
             admin: Admin::new(&plan),
@@ -294,8 +301,13 @@ impl World {
             Happening::Mail { from, to, incarnation } => self.mail_arrives(from, to, incarnation),
             Happening::ToNode { stream, bytes, marks } => self.deliver_to_node(stream, bytes, marks),
             Happening::ToClient { stream, bytes } => self.deliver_to_client(stream, &bytes),
+            Happening::NodeCut { connection } if self.quic.is_some() => self.client_cut(connection),
             Happening::NodeCut { connection } => self.node_cut(connection),
             Happening::ClientCut { connection } => self.client_cut(connection),
+            Happening::Datagram { way, connection, port, bytes } => {
+                self.datagram(way, connection, port, &bytes);
+            }
+            Happening::ClientTimer { connection } => self.client_timer(connection),
             Happening::Wake(Who::Publisher(index)) => self.publisher_wakes(index),
             Happening::Wake(Who::Subscriber(index)) => self.subscriber_wakes(index),
             Happening::Wake(Who::Admin) => self.admin_wakes(),
@@ -317,6 +329,7 @@ impl World {
         let after_ms = 1 + self.rng.below(60);
         self.queue.push(self.now_ns + after_ms * NS_PER_MS, Happening::Fault);
         match self.rng.below(20) {
+            0..4 if self.quic.is_some() => self.trouble_path(),
             0..6 => self.cut_any(),
             6..8 => self.freeze(),
             8..10 => {
@@ -361,6 +374,10 @@ impl World {
 
     /// A connection breaks; the two sides learn of it at different moments.
     pub(super) fn cut_connection(&mut self, connection: u64) {
+        if self.quic.is_some() {
+            // The node learns of it from the client, or in the end by itself.
+            return self.queue.push(self.now_ns + 1, Happening::ClientCut { connection });
+        }
         let spread_ms = [1, 20, 3_000][self.rng.below(3) as usize];
         let node_ns = self.now_ns + self.rng.below(spread_ms * NS_PER_MS);
         let client_ns = self.now_ns + self.rng.below(spread_ms * NS_PER_MS);
@@ -374,12 +391,17 @@ impl World {
     pub(super) fn connect(&mut self, who: Who) -> Option<u64> {
         let cores = self.node.as_ref()?.cores.len() as u64;
         let core = self.rng.below(cores) as u16;
-        Some(self.net.connect(who, core, self.incarnation))
+        let connection = self.net.connect(who, core, self.incarnation);
+        self.dial(connection, core);
+        Some(connection)
     }
 
     /// Sends bytes on a stream to the node. `marks` are for the judge, once all of them were read.
     pub(super) fn send(&mut self, connection: u64, index: u64, bytes: &[u8], marks: Vec<Mark>) {
         let stream = stream_of(connection, index);
+        if self.quic.is_some() {
+            return self.queue_bytes(stream, bytes, marks);
+        }
         let mut rest = bytes;
         let mut marks = Some(marks);
         while !rest.is_empty() {
@@ -407,17 +429,24 @@ impl World {
 
     fn deliver_to_client(&mut self, stream: u64, bytes: &[u8]) {
         let Some(connection) = self.net.connections.get_mut(&connection_of(stream)) else { return };
-        let (who, incarnation, core) = (connection.who, connection.incarnation, connection.core);
+        let (incarnation, core) = (connection.incarnation, connection.core);
         if let Some(state) = connection.streams.get_mut(&stream) {
             state.to_client_bytes -= bytes.len();
             if state.blocked_since_ns.is_some() && incarnation == self.incarnation {
                 self.wake_core(core, 0);
             }
         }
+        self.client_bytes(stream, bytes);
+    }
+
+    /// A client reads bytes.
+    pub(super) fn client_bytes(&mut self, stream: u64, bytes: &[u8]) {
         let Some(connection) = self.net.connections.get_mut(&connection_of(stream)) else { return };
         if !connection.client_open {
             return;
         }
+        let (who, incarnation) = (connection.who, connection.incarnation);
+        connection.streams.entry(stream).or_default();
         let Some(state) = connection.streams.get_mut(&stream) else { return };
         match super::control::received(&mut state.decoder, bytes) {
             Ok(frames) => {
@@ -438,12 +467,13 @@ impl World {
         }
     }
 
-    fn client_cut(&mut self, connection: u64) {
+    pub(super) fn client_cut(&mut self, connection: u64) {
         let Some(state) = self.net.connections.get_mut(&connection) else { return };
         if !std::mem::take(&mut state.client_open) {
             return;
         }
         let who = state.who;
+        self.hang_up(connection);
         self.net.forget_dead(connection);
         match who {
             Who::Publisher(index) => self.publisher_cut(index, connection),
