@@ -20,6 +20,9 @@ pub const HEADER_SIZE_BYTES: usize = 8;
 /// Fixed part of a `Published` body.
 pub const PUBLISHED_FIXED_SIZE_BYTES: usize = 24;
 
+/// Fixed part of a `Relocated` body.
+pub const RELOCATED_FIXED_SIZE_BYTES: usize = 24;
+
 /// Latest moment that a record states: what 48 bits hold, as in an event's id.
 pub const WALL_MAX: WallMs = WallMs((1 << 48) - 1);
 

@@ -17,8 +17,10 @@ const CAMPAIGN_CRASH_COUNT: u64 = 1_000;
 ///
 /// What a seed does depends on the simulator and on the product: after a change of either it is another run. They are
 /// kept because they cost little and begin where something was wrong before.
-const KEPT: &[(u64, &str)] =
-    &[(9_423, "after a restart a core refused publishes: its shard did not know the topic yet")];
+const KEPT: &[(u64, &str)] = &[
+    (9_423, "after a restart a core refused publishes: its shard did not know the topic yet"),
+    (2_886, "a log of short events with three subscribers each filled up until nothing could be freed"),
+];
 
 fn clean(seed: u64) -> Result<Counts, Failed> {
     run(seed, Options::default()).map(|passed| passed.counts)

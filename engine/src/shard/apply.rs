@@ -91,6 +91,7 @@ impl Shard {
             }
         }
         assert_eq!(applied, count, "a record counts its events rightly");
+        self.durable.copies.add(topic, count as usize);
         self.durable.ledger.published(block, first, count);
         self.durable.next_sequence = self.durable.next_sequence.max(first.0 + u64::from(count));
         if !self.recovering {
@@ -115,6 +116,7 @@ impl Shard {
             // Its first copy has been trimmed.
             let location = self.durable.payloads.insert(sequence, event);
             self.durable.table.insert(sequence, Entry { due, location, topic, block: block as u32 });
+            self.durable.copies.add(topic, 1);
             if !progress.is_empty() {
                 self.durable.progress.entry(sequence).extend(progress);
             }
@@ -144,12 +146,18 @@ impl Shard {
         }
         let Some(entry) = self.durable.table.remove(sequence) else { return };
         self.durable.payloads.remove(entry.location);
+        self.durable.copies.remove(entry.topic);
         self.durable.ledger.gone(entry.block);
         self.durable.progress.remove(sequence);
     }
 
     fn apply_control(&mut self, block: u64, record: &Record<'_>, out: &mut Effects) {
         let is_new = self.durable.registry.put(record, block);
+        if let Record::Topic { id: topic, .. } | Record::Subscription { topic, .. } = record {
+            let subscriptions =
+                self.durable.registry.topic(*topic).map_or(0, |held| held.subscriptions.len());
+            self.durable.copies.set_fanout(*topic, subscriptions);
+        }
         // Appended again, so that an older block can go: everybody has it.
         if self.recovering || !is_new {
             return;

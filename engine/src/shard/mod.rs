@@ -2,9 +2,11 @@
 
 mod apply;
 mod control;
+mod copies;
 mod due;
 mod ledger;
 mod publish;
+
 mod relocate;
 
 use std::collections::VecDeque;
@@ -21,6 +23,7 @@ use crate::registry::{Registry, owner_of};
 use crate::table::EventTable;
 use crate::wheel::{Tick, Wheel};
 use apply::{ProgressMap, Progressed};
+use copies::Copies;
 use ledger::{Ledger, Place};
 
 /// What a shard is given at start.
@@ -71,6 +74,7 @@ struct Durable {
     progress: ProgressMap,
     next_sequence: u64,
     ledger: Ledger,
+    copies: Copies,
 }
 
 /// A task that ended, on its way to the log.
@@ -152,6 +156,7 @@ impl Shard {
                 progress: ProgressMap::default(),
                 next_sequence: 1,
                 ledger: Ledger::default(),
+                copies: Copies::default(),
             },
             volatile: Volatile {
                 now: Now::default(),
@@ -308,6 +313,12 @@ impl Shard {
         self.durable.payloads.live_bytes()
     }
 
+    /// Bytes of records that it takes to append every pending event again, whatever its tasks come to.
+    #[must_use]
+    pub fn relocation_size_bytes(&self) -> usize {
+        self.durable.payloads.live_bytes() + self.durable.copies.size_bytes()
+    }
+
     /// From now on nothing more becomes due here; results are still taken.
     pub fn drain(&mut self) {
         self.volatile.draining = true;
@@ -417,8 +428,9 @@ impl Shard {
     /// # Panics
     /// If one does not hold.
     pub fn check(&self) {
-        let Durable { table, payloads, ledger, progress, next_sequence, .. } = &self.durable;
+        let Durable { table, payloads, ledger, copies, progress, next_sequence, .. } = &self.durable;
         assert_eq!(ledger.live(), table.len() as u64, "each pending event counts once in its block");
+        assert_eq!(copies.pending(), table.len(), "each pending event counts once in its topic");
         let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
         assert_eq!(bytes, payloads.live_bytes(), "each pending event has one payload");
         for sequence in progress.events() {

@@ -93,7 +93,9 @@ impl Shard {
             };
             return self.refuse_publish(ticket, count, refusal, out);
         }
-        if events.len() > self.volatile.log_room_bytes {
+        // Of the log: as published now, or as appended again later.
+        let needed_bytes = events.len() + count as usize * self.durable.copies.each_size_bytes(topic);
+        if needed_bytes > self.volatile.log_room_bytes {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
                 message:
@@ -122,7 +124,7 @@ impl Shard {
             return self.refuse_publish(ticket, count, refusal.expect("nothing was taken"), out);
         }
         self.volatile.stats.refused += u64::from(count - taken);
-        self.volatile.log_room_bytes -= events.len();
+        self.volatile.log_room_bytes -= needed_bytes;
         self.volatile.stats.published += u64::from(taken);
         let first_sequence = Sequence(self.volatile.next_sequence);
         self.volatile.next_sequence += u64::from(taken);

@@ -130,6 +130,26 @@ fn a_full_log_refuses_publishes_and_takes_what_ends_events() {
 }
 
 #[test]
+fn a_log_keeps_room_to_append_an_event_again_with_what_its_tasks_come_to() {
+    let mut rig = Rig::new(config(1));
+    let topic = rig.create_topic("t");
+    for name in ["a", "b", "c"] {
+        let settings = SubscriptionSettings { name: name.into(), topic: "t".into(), ..Default::default() };
+        rig.create_subscription(settings);
+    }
+    let bytes = event(Due::After(60_000), "id", b"");
+    // A record's header, the copy's fixed part, and the progress of three tasks.
+    let needed = bytes.len() + 8 + 24 + 3 * 24;
+    rig.shard_mut(0).set_log_room(2 * needed - 1);
+    rig.published(0, topic, bytes.clone());
+    let ticket = rig.publish(0, topic, std::slice::from_ref(&bytes));
+    assert_eq!(refusal(rig.reply(ticket)).code, ErrorCode::ResourceExhausted);
+    // The event's copy in memory has its sequence before it.
+    assert_eq!(rig.shard(0).relocation_size_bytes(), needed + 8);
+    rig.check();
+}
+
+#[test]
 fn admission_never_exceeds_its_rate_and_says_when_there_is_more() {
     let mut rig = Rig::new(ShardConfig { admission_per_s: 1_000, ..config(1) });
     let topic = rig.create_topic("t");

@@ -72,7 +72,7 @@ struct Room {
 }
 
 impl Room {
-    /// Room in a log with `live` bytes that are needed and `waiting` bytes that are still to be written.
+    /// Room in a log with `live` bytes that would have to be appended again, and `waiting` bytes that are still to be written.
     ///
     /// Publishes leave a reserve: one segment for what ends events, and one for appending again what keeps the oldest
     /// segment from being freed. And they stop before more than half of the log is needed: a copy is padded to whole
@@ -184,7 +184,7 @@ impl Slot {
 
     fn room(&self) -> Room {
         let waiting = self.unlogged_size_bytes() as u64;
-        Room::of(&self.log.usage(), self.shard.live_size_bytes() as u64, waiting)
+        Room::of(&self.log.usage(), self.shard.relocation_size_bytes() as u64, waiting)
     }
 
     pub(super) fn disk_completed(&mut self, completion: DiskCompletion) {
