@@ -26,6 +26,9 @@ use apply::{ProgressMap, Progressed};
 use copies::Copies;
 use ledger::{Ledger, Place};
 
+/// Entries of the wheel that are looked at in one turn, when it drops those of cancelled events.
+const SWEEP_COUNT: usize = 1_024;
+
 /// What a shard is given at start.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
@@ -62,6 +65,8 @@ pub struct ShardStats {
     pub payload_bytes: u64,
     /// Bytes of the index.
     pub index_bytes: u64,
+    /// Entries of the wheel: of what is not due yet, and of cancelled events that it has not dropped so far.
+    pub timers: u64,
 }
 
 /// Changed by `apply` alone.
@@ -94,6 +99,8 @@ struct Volatile {
     wheel: Wheel,
     /// Recovered events that were due already, in order.
     overdue: VecDeque<Sequence>,
+    /// Whether the wheel drops entries of cancelled events.
+    sweeping: bool,
     /// Whether the wheel holds more that is due than one turn takes.
     more_due: bool,
     draining: bool,
@@ -163,6 +170,7 @@ impl Shard {
                 next_sequence: 1,
                 wheel: Wheel::new(Tick(0)),
                 overdue: VecDeque::new(),
+                sweeping: false,
                 more_due: false,
                 draining: false,
                 log_room_bytes: usize::MAX,
@@ -245,6 +253,7 @@ impl Shard {
         self.route(out);
         self.log_ended(out);
         self.compact();
+        self.sweep();
     }
 
     /// When [`Shard::maintain`] must next be called even without input.
@@ -330,6 +339,7 @@ impl Shard {
         ShardStats {
             pending: self.durable.table.len() as u64,
             payload_bytes: self.durable.payloads.retained_bytes() as u64,
+            timers: self.volatile.wheel.len() as u64,
             index_bytes: (self.durable.table.memory_bytes() + self.volatile.wheel.memory_bytes()) as u64,
             ..self.volatile.stats
         }
@@ -420,6 +430,17 @@ impl Shard {
         );
         for (sequence, location) in moves {
             table.get_mut(sequence).expect("a survivor is pending").location = location;
+        }
+    }
+
+    /// Drops entries of cancelled events from the wheel, a few in each turn, once they are most of what it holds: left
+    /// alone, one that was due in ten years would take its memory for so long.
+    fn sweep(&mut self) {
+        let Volatile { wheel, sweeping, .. } = &mut self.volatile;
+        let table = &self.durable.table;
+        if *sweeping || wheel.len() > 2 * table.len() + SWEEP_COUNT {
+            let due_of = |key| table.get(Sequence(key)).map(|entry| Tick(entry.due.0));
+            *sweeping = !wheel.sweep(SWEEP_COUNT, due_of);
         }
     }
 

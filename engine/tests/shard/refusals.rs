@@ -43,6 +43,24 @@ fn a_cancellation_has_the_verdict_of_the_events_state() {
 }
 
 #[test]
+fn cancelled_events_leave_the_wheel_long_before_they_would_be_due() {
+    let mut rig = Rig::new(config(1));
+    let topic = rig.create_topic("t");
+    rig.published(0, topic, event(Due::After(1_000_000_000), "id", b""));
+    for n in 1..5_000 {
+        let sequence = rig.published(0, topic, event(Due::After(1_000_000_000 + n), "id", b""));
+        assert_eq!(rig.cancelled(rig.id(0, sequence)), CancelVerdict::Cancelled);
+    }
+    for _ in 0..10 {
+        rig.maintain();
+    }
+    let stats = rig.shard(0).stats();
+    assert_eq!(stats.pending, 1);
+    assert!(stats.timers <= 1_026, "{} entries for one event", stats.timers);
+    rig.check();
+}
+
+#[test]
 fn a_cancelled_event_is_fenced_before_its_record_is_durable() {
     let mut rig = Rig::new(config(1));
     let topic = rig.create_topic("t");
