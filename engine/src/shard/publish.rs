@@ -159,7 +159,9 @@ impl Shard {
             Some(entry) if entry.due <= self.volatile.now.wall => {
                 let tasks = self.durable.progress.get(sequence);
                 let attempt = tasks.iter().map(|task| task.attempt).max().unwrap_or(0);
-                CancelVerdict::TooLate { state: TaskState::Ready, attempt }
+                let waits = tasks.iter().any(|task| !task.done && task.next_due > self.volatile.now.wall);
+                let state = if waits { TaskState::Backoff } else { TaskState::Ready };
+                CancelVerdict::TooLate { state, attempt }
             }
             Some(_) => {
                 self.volatile.fenced.insert(sequence);

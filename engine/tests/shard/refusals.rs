@@ -39,6 +39,8 @@ fn a_cancellation_has_the_verdict_of_the_events_state() {
     let push = rig.pushes.remove(0).1;
     rig.answer(&push, AttemptResult::RetryableFailure);
     rig.sync();
+    assert_eq!(rig.cancelled(id), CancelVerdict::TooLate { state: TaskState::Backoff, attempt: 1 });
+    rig.advance_ms(60_000);
     assert_eq!(rig.cancelled(id), CancelVerdict::TooLate { state: TaskState::Ready, attempt: 1 });
 }
 
