@@ -5,10 +5,10 @@
 //! [`Shard::apply_block`] changes the durable state, and only that does, live and in recovery alike.
 //! [`Shard::maintain`] ends every turn: it fires what is due and lets the router pick.
 //!
-//! Invariants, all asserted by [`Shard::check`]:
-//! * every pending event has exactly one table entry, one payload, one live count in its block;
-//! * nothing is offered to a router before the wall clock has reached its due millisecond;
-//! * a record that ends an event is written at most once for it.
+//! Invariants, and what holds them:
+//! * every pending event has exactly one table entry, one payload, one live count in its block ([`Shard::check`]);
+//! * nothing is offered to a router before the wall clock has reached its due millisecond (asserted where it is offered);
+//! * a record that ends an event is written at most once for it (its application asserts the order of ends).
 //!
 //! Left out on purpose: the log and its blocks (`wal`), sessions and frames (`frontend`, `delivery`),
 //! threads and clocks (`node`).
@@ -24,4 +24,4 @@ pub mod wheel;
 
 pub use effects::{AdminRequest, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket};
 pub use registry::{Registry, Subscription, Topic, owner_of};
-pub use shard::{Deadline, PendingEvent, Shard, ShardConfig, ShardStats};
+pub use shard::{Deadline, PendingEvent, Shard, ShardConfig, ShardStats, newest_control};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use escapement_engine::{Effects, Shard, ShardConfig};
+use escapement_engine::{Effects, Shard, ShardConfig, newest_control};
 use escapement_frontend::quic::{QuicClock, QuicConfig, QuicConfigError, QuicKeys, QuicServer};
 use escapement_frontend::tls::{ServerTls, TlsError, TlsFiles};
 use escapement_protocol::{Epoch, Now, ShardId, WallMs};
@@ -325,13 +325,7 @@ fn plan(
 ) -> Result<Vec<Plan>, ServeError> {
     let shard_count = data.shard_count();
     let epochs: Vec<Option<Epoch>> = recovered.iter().map(|shard| shard.as_ref().map(|s| s.epoch)).collect();
-    let shard0 = recovered[0].as_ref().map(|first| {
-        let versions: Vec<u64> =
-            recovered.iter().flatten().map(|shard| shard.shard.registry().version()).collect();
-        let least = versions.into_iter().min().unwrap_or(0);
-        // Copies for the shard that is furthest behind; what a shard holds already changes nothing there.
-        (first.shard.registry().version(), first.shard.control_since(least))
-    });
+    let (version, control) = newest_control(recovered.iter().flatten().map(|shard| &shard.shard));
     let base = Instant::now().checked_sub(Duration::from_nanos(now.mono.0)).unwrap_or_else(Instant::now);
     let quic_clock =
         QuicClock { base, wall_at_base: WallMs(now.wall.0.saturating_sub(now.mono.0 / 1_000_000)) };
@@ -362,9 +356,7 @@ fn plan(
             credit_max: CREDIT_MAX,
         };
         let mut core = Core::new(config, shards);
-        if let Some((version, records)) = &shard0 {
-            core.catch_up(now, *version, records);
-        }
+        core.catch_up(now, version, &control);
         let owned = (index..shard_count).step_by(usize::from(core_count)).map(ShardId);
         let shard_dirs = owned.map(|shard| (shard, data.shard_dir(shard))).collect();
         plans.push(Plan {

@@ -32,6 +32,7 @@ mod subscription;
 mod timers;
 mod types;
 
+pub use pool::TASK_COUNT_MAX;
 pub use types::{
     Credit, Decision, Detach, HostKey, SessionId, Stats, TaskRef, UnknownSubscription, Withdrawn,
 };

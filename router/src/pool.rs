@@ -10,6 +10,9 @@ use crate::TaskRef;
 /// No node.
 pub(crate) const NIL: u32 = u32::MAX;
 
+/// Most tasks that one router holds.
+pub const TASK_COUNT_MAX: usize = 1 << INDEX_BITS;
+
 /// Nodes allocated together, so that growth never copies.
 const PAGE_NODES: usize = 512;
 
@@ -91,7 +94,7 @@ impl Pool {
     #[cold]
     fn grow(&mut self) {
         let first = self.pages.len() * PAGE_NODES;
-        assert!(first + PAGE_NODES <= 1 << INDEX_BITS, "at most 2^26 tasks in one router");
+        assert!(first + PAGE_NODES <= TASK_COUNT_MAX, "at most {TASK_COUNT_MAX} tasks in one router");
         let last = first + PAGE_NODES - 1;
         let node = |at: usize| Node {
             task: TaskRef::default(),

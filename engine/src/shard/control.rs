@@ -152,15 +152,6 @@ impl Shard {
         }
     }
 
-    /// What shard 0 holds and a shard at `version` misses, as records.
-    #[must_use]
-    pub fn control_since(&self, version: u64) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let mut count = 0;
-        self.durable.registry.write_since(version, &mut RecordWriter::new(&mut bytes, &mut count));
-        bytes
-    }
-
     pub(super) fn control_durable(&mut self, shard: ShardId, version: u64, out: &mut Effects) {
         let changes = &mut self.volatile.control.changes;
         // A copy that a start caught up with has nobody waiting for it.
@@ -173,6 +164,27 @@ impl Shard {
             }
         }
     }
+}
+
+/// Of shards that have recovered: the version of their newest control object, and as records all that the one furthest
+/// behind misses up to there. What a shard holds already changes nothing there.
+///
+/// Mostly shard 0 is ahead, as it decides. Where it had to give up the end of its log, others hold what it no longer
+/// knows, and it must not give the same numbers to something else.
+#[must_use]
+pub fn newest_control<'a>(shards: impl IntoIterator<Item = &'a Shard>) -> (u64, Vec<u8>) {
+    let (mut least, mut newest) = (u64::MAX, None::<&Shard>);
+    for shard in shards {
+        let version = shard.registry().version();
+        least = least.min(version);
+        if newest.is_none_or(|held| held.registry().version() < version) {
+            newest = Some(shard);
+        }
+    }
+    let mut records = Vec::new();
+    let Some(newest) = newest else { return (0, records) };
+    newest.durable.registry.write_since(least, &mut RecordWriter::new(&mut records, &mut 0));
+    (newest.registry().version(), records)
 }
 
 fn refuse_other(out: &mut Effects, ticket: Ticket, what: &str, name: &str) {

@@ -5,6 +5,7 @@ use escapement_protocol::{EventView, MonoNs, Now, Outcome, Sequence, Subscriptio
 use escapement_router::{Decision, TaskRef};
 
 use super::apply::{Change, Progressed};
+use super::publish::TASK_SIZE_BYTES;
 use super::{Ended, Shard, Volatile};
 use crate::effects::{Effects, Message, Push};
 use crate::record::WALL_MAX;
@@ -15,8 +16,19 @@ use crate::wheel::Tick;
 const COMPLETED_COUNT_MAX: usize = 16 * 1024;
 
 impl Shard {
+    /// Tasks of this shard's events that may be with routers at once. Beyond, what is due waits in the wheel: a backlog
+    /// that nobody takes must not fill the memory, nor the router that owns it.
+    fn open_tasks_max(&self) -> usize {
+        let share = escapement_router::TASK_COUNT_MAX / 2 / usize::from(self.config.shard_count.max(1));
+        (self.config.memory_bytes_max / TASK_SIZE_BYTES).min(share)
+    }
+
     /// Matches what has become due, up to a batch.
     pub(super) fn fire_due(&mut self, out: &mut Effects) {
+        self.volatile.is_full = self.volatile.open_tasks >= self.open_tasks_max();
+        if self.volatile.is_full {
+            return;
+        }
         let mut due = std::mem::take(&mut self.volatile.due);
         let most = self.config.batch_count_max;
         while due.len() < most {
@@ -79,6 +91,7 @@ impl Shard {
                 volatile.end_task(SubscriptionId(0), sequence, ended);
                 continue;
             }
+            volatile.open_tasks += count;
             if count > 1 {
                 volatile.fanout.insert(sequence, count as u32);
             }
@@ -210,6 +223,10 @@ impl Volatile {
             if last {
                 fanout.remove(&sequence);
             }
+        }
+        // An event that nobody subscribes to ends without a task.
+        if subscription != SubscriptionId(0) {
+            self.open_tasks -= 1;
         }
         self.stats.completed += 1;
         self.ended.push(Ended { subscription, outcome, last, sequence });

@@ -23,6 +23,7 @@ use crate::registry::{Registry, owner_of};
 use crate::table::EventTable;
 use crate::wheel::{Tick, Wheel};
 use apply::{ProgressMap, Progressed};
+pub use control::newest_control;
 use copies::Copies;
 use ledger::{Ledger, Place};
 
@@ -108,6 +109,10 @@ struct Volatile {
     log_room_bytes: usize,
     /// Cancelled, not yet durable.
     fenced: HashSet<Sequence>,
+    /// Tasks that routers have of events of this shard.
+    open_tasks: usize,
+    /// Whether they are as many as may be, and what is due waits for some to end.
+    is_full: bool,
     /// Tasks left, of events with more than one.
     fanout: HashMap<Sequence, u32>,
     ended: Vec<Ended>,
@@ -175,6 +180,8 @@ impl Shard {
                 draining: false,
                 log_room_bytes: usize::MAX,
                 fenced: HashSet::new(),
+                open_tasks: 0,
+                is_full: false,
                 fanout: HashMap::new(),
                 ended: Vec::new(),
                 ending: VecDeque::new(),
@@ -261,7 +268,7 @@ impl Shard {
     pub fn next_deadline(&self) -> Deadline {
         let at_once = self.is_behind();
         Deadline {
-            wall: if self.volatile.draining {
+            wall: if self.volatile.draining || self.volatile.is_full {
                 None
             } else if at_once {
                 Some(self.volatile.now.wall)
@@ -307,7 +314,7 @@ impl Shard {
     /// Whether more is due than one turn takes: what was accepted before comes before what is published now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.volatile.more_due || !self.volatile.overdue.is_empty()
+        !self.volatile.is_full && (self.volatile.more_due || !self.volatile.overdue.is_empty())
     }
 
     /// Says how many bytes of what is published the log has room for, from now on; what ends events is logged all

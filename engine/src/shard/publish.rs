@@ -22,7 +22,7 @@ const PROGRESS_SIZE_BYTES_MAX: usize = PROGRESS_COUNT_MAX * PROGRESS_SIZE_BYTES;
 pub(super) const BLOCK_SIZE_BYTES_MIN: usize = RECORD_OVERHEAD_SIZE_BYTES + PROGRESS_SIZE_BYTES_MAX + 1024;
 
 /// Memory that one task takes in a router, about.
-const TASK_SIZE_BYTES: usize = 96;
+pub(super) const TASK_SIZE_BYTES: usize = 96;
 
 /// How long a publisher should wait where memory or disk is short.
 const SPACE_RETRY_AFTER_MS: u32 = 1_000;

@@ -42,6 +42,24 @@ fn creation_is_idempotent_by_settings_and_refused_by_name() {
 }
 
 #[test]
+fn what_shard_0_lost_with_the_end_of_its_log_comes_back_from_the_others() {
+    let mut rig = Rig::new(config(3));
+    rig.admin(topic("t"));
+    let lost = rig.admin(topic("lost"));
+    rig.lose_newest_block(0);
+    rig.crash();
+    rig.sync();
+    assert_eq!(rig.admin(topic("lost")), lost);
+    assert!(matches!(rig.admin(topic("new")), ReplyBody::Topic { id: TopicId(3), version: 3, .. }));
+    for shard in 0..3 {
+        let names: Vec<_> =
+            rig.shard(shard).registry().topics().iter().map(|t| t.settings.name.clone()).collect();
+        assert_eq!(names, ["t", "lost", "new"]);
+    }
+    rig.check_replay();
+}
+
+#[test]
 fn two_creations_at_once_share_one_object_and_the_answer_waits_for_every_shard() {
     let mut rig = Rig::new(config(3));
     let (first, second, third) = (rig.ticket(), rig.ticket(), rig.ticket());

@@ -170,6 +170,51 @@ fn a_log_keeps_room_to_append_an_event_again_with_what_its_tasks_come_to() {
 }
 
 #[test]
+fn a_backlog_that_nobody_takes_waits_in_the_wheel_and_goes_on_when_somebody_does() {
+    let mut rig = Rig::new(ShardConfig { memory_bytes_max: 3 << 20, ..config(1) });
+    let topic = rig.create_topic("t");
+    let subscriptions: Vec<_> = (0..20)
+        .map(|n| {
+            let name = format!("s{n}");
+            let settings = SubscriptionSettings { name, topic: "t".into(), ..Default::default() };
+            rig.create_subscription(settings)
+        })
+        .collect();
+    let batch: Vec<_> = (0..50).map(|_| event(Due::After(1_000), "id", b"")).collect();
+    for _ in 0..60 {
+        rig.publish(0, topic, &batch);
+        rig.sync();
+    }
+    let tasks = 60 * 50 * subscriptions.len();
+    // 96 bytes each.
+    let most = (3 << 20) / 96;
+    assert!(tasks > most + 1_000 * 20, "a turn's tasks may be one batch more");
+    rig.advance_ms(1_000);
+    rig.maintain();
+    for _ in 0..100 {
+        rig.maintain();
+    }
+    assert!((most..most + 1_000 * 20).contains(&rig.shard(0).router().tasks()));
+    assert!(!rig.shard(0).is_behind(), "publishers are answered, that memory is full");
+    assert_eq!(rig.shard(0).next_deadline().wall, None, "no time changes anything");
+    let ticket = rig.publish(0, topic, &batch);
+    assert_eq!(refusal(rig.reply(ticket)).code, ErrorCode::ResourceExhausted);
+    rig.attach_all(&subscriptions);
+    let mut pushed = 0;
+    loop {
+        rig.sync();
+        let pushes = std::mem::take(&mut rig.pushes);
+        if pushes.is_empty() {
+            break;
+        }
+        pushed += pushes.len();
+        pushes.iter().for_each(|(_, push)| rig.answer(push, AttemptResult::Success));
+    }
+    assert_eq!((pushed, rig.shard(0).stats().pending), (tasks, 0));
+    rig.check();
+}
+
+#[test]
 fn admission_never_exceeds_its_rate_and_says_when_there_is_more() {
     let mut rig = Rig::new(ShardConfig { admission_per_s: 1_000, ..config(1) });
     let topic = rig.create_topic("t");

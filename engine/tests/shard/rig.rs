@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use escapement_engine::record::{HEADER_SIZE_BYTES, RecordWriter};
 use escapement_engine::{
-    AdminRequest, Effects, Input, Message, Push, Reply, ReplyBody, Shard, ShardConfig, Ticket, owner_of,
+    AdminRequest, Effects, Input, Message, Push, Reply, ReplyBody, Shard, ShardConfig, Ticket,
+    newest_control, owner_of,
 };
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::{CancelVerdict, Items, ResultItem};
@@ -260,6 +261,11 @@ impl Rig {
         replay
     }
 
+    /// The end of a shard's log is damaged, and somebody gives it up.
+    pub(crate) fn lose_newest_block(&mut self, shard: u16) {
+        self.slots[usize::from(shard)].log.pop().expect("a block");
+    }
+
     /// The node dies and comes back with what is durable.
     pub(crate) fn crash(&mut self) {
         self.epoch.0 += 1;
@@ -275,11 +281,10 @@ impl Rig {
         self.mail.clear();
         self.pushes.clear();
         self.replies.clear();
-        for shard in 1..self.config.shard_count {
-            let version = self.shard(shard).registry().version();
-            let record = self.shard(0).control_since(version);
-            if !record.is_empty() {
-                self.step(shard, Input::Message(Message::Control { record }));
+        let (version, record) = newest_control(self.slots.iter().map(|slot| &slot.shard));
+        for shard in 0..self.config.shard_count {
+            if self.shard(shard).registry().version() < version {
+                self.step(shard, Input::Message(Message::Control { record: record.clone() }));
             }
         }
     }

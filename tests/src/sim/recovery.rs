@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use escapement_engine::{Effects, Shard, ShardConfig};
+use escapement_engine::{Effects, Shard, ShardConfig, newest_control};
 use escapement_node::core::{Core, CoreConfig, core_of};
 use escapement_node::io::WallClock;
 use escapement_protocol::{Epoch, Now, ShardId, WallMs};
@@ -317,9 +317,7 @@ impl World {
         let now = self.shown(node.read_clock(self.now_ns, real_ns));
         let epochs: Vec<Option<Epoch>> =
             recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
-        let least = recovered.iter().map(|r| r.shard.registry().version()).min().unwrap_or(0);
-        let version = recovered[0].shard.registry().version();
-        let control = recovered[0].shard.control_since(least);
+        let (version, control) = newest_control(recovered.iter().map(|r| &r.shard));
         let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> =
             (0..self.plan.cores).map(|_| Vec::new()).collect();
         for (number, Recovered { mut shard, log, report }) in (0..self.plan.shards).zip(recovered) {
