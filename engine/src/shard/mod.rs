@@ -1,21 +1,21 @@
 //! One shard: a plain struct with one owner. Each handler has its file; control flow is here.
 
 mod apply;
+mod check;
 mod control;
 mod copies;
 mod due;
 mod ledger;
+mod messages;
 mod publish;
-
 mod relocate;
 
 use std::collections::VecDeque;
 
 use hashbrown::{HashMap, HashSet};
 
-use escapement_protocol::frame::{Items, ResultItem};
 use escapement_protocol::{Epoch, MonoNs, Now, Outcome, Sequence, ShardId, SubscriptionId, WallMs};
-use escapement_router::{Credit, Decision, Router, SessionId};
+use escapement_router::{Decision, Router};
 
 use crate::effects::{Effects, Input, Message, Ticket};
 use crate::payload::PayloadStore;
@@ -323,12 +323,6 @@ impl Shard {
         self.volatile.log_room_bytes = bytes;
     }
 
-    /// Bytes of pending events.
-    #[must_use]
-    pub fn live_size_bytes(&self) -> usize {
-        self.durable.payloads.live_bytes()
-    }
-
     /// Bytes of records that it takes to append every pending event again, whatever its tasks come to.
     #[must_use]
     pub fn relocation_size_bytes(&self) -> usize {
@@ -362,64 +356,6 @@ impl Shard {
         self.volatile.now = now;
     }
 
-    fn message(&mut self, message: Message, out: &mut Effects) {
-        let now = self.volatile.now;
-        match message {
-            Message::Offer { subscription, .. } | Message::Attach { subscription, .. }
-                if self.durable.registry.subscription(subscription).is_none() =>
-            {
-                self.volatile.early.push(message);
-            }
-            Message::Offer { subscription, task, next_due } => self.offer(subscription, task, next_due),
-            Message::Dispatch(push) => self.push(push, out),
-            Message::TaskDone { subscription, sequence, outcome } => {
-                self.volatile.end_task(subscription, sequence, outcome);
-            }
-            Message::AttemptFailed { subscription, sequence, attempt, excused, next_due } => {
-                self.log_attempt_failed(subscription, sequence, attempt, excused, next_due, out);
-            }
-            Message::Attach { subscription, session, host, credit, running } => {
-                // Known here, as subscriptions are never deleted.
-                let _ = self.router.attach_host(now.mono, subscription, session, host, credit, &running);
-            }
-            Message::Credit { session, credit: now } => {
-                match self.volatile.early.iter_mut().find_map(|early| early_credit(early, session)) {
-                    Some(credit) => *credit = now,
-                    None => drop(self.router.set_credit(session, now)),
-                }
-            }
-            Message::Detach { session, how } => {
-                self.volatile.early.retain_mut(|early| early_credit(early, session).is_none());
-                self.router.detach(now.mono, session, how);
-            }
-            Message::Results { session, results } => self.results(session, Items::from(results.as_slice())),
-            Message::Control { record } => self.control(&record, out),
-            Message::ControlDurable { shard, version } => self.control_durable(shard, version, out),
-        }
-    }
-
-    /// A subscription of this shard has come: what came for it before is taken now.
-    fn take_early(&mut self, subscription: SubscriptionId, out: &mut Effects) {
-        for early in std::mem::take(&mut self.volatile.early) {
-            match early {
-                Message::Offer { subscription: of, .. } | Message::Attach { subscription: of, .. }
-                    if of == subscription =>
-                {
-                    self.message(early, out);
-                }
-                _ => self.volatile.early.push(early),
-            }
-        }
-    }
-
-    fn results(&mut self, session: SessionId, results: Items<'_, ResultItem>) {
-        let now = self.volatile.now.mono;
-        for item in results {
-            // A stale tag changes nothing: its attempt has ended another way.
-            self.router.result(now, session, item.tag, item.result, item.retry_after_ms);
-        }
-    }
-
     fn refuse_publish(&mut self, ticket: Ticket, count: u32, refusal: crate::Refusal, out: &mut Effects) {
         self.volatile.stats.refused += u64::from(count);
         out.reply(ticket, crate::ReplyBody::Refused(refusal));
@@ -451,62 +387,10 @@ impl Shard {
         }
     }
 
-    /// Asserts every invariant. Linear in what is pending: for tests and simulation.
-    ///
-    /// # Panics
-    /// If one does not hold.
-    pub fn check(&self) {
-        let Durable { table, payloads, ledger, copies, progress, next_sequence, .. } = &self.durable;
-        assert_eq!(ledger.live(), table.len() as u64, "each pending event counts once in its block");
-        assert_eq!(copies.pending(), table.len(), "each pending event counts once in its topic");
-        let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
-        assert_eq!(bytes, payloads.live_bytes(), "each pending event has one payload");
-        for sequence in progress.events() {
-            assert!(table.get(sequence).is_some(), "progress belongs to pending events");
-        }
-        assert!(
-            table.iter().all(|(sequence, _)| sequence.0 < *next_sequence),
-            "sequences are given out once"
-        );
-        self.router.check();
-    }
-
-    /// A digest of the durable state, equal before a crash and after recovery from the same log.
-    #[must_use]
-    pub fn state_hash(&self) -> u64 {
-        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        let mut add = |bytes: &[u8]| hasher.update(bytes);
-        for (sequence, entry) in self.durable.table.iter() {
-            add(&sequence.0.to_le_bytes());
-            add(&entry.due.0.to_le_bytes());
-            add(&entry.topic.0.to_le_bytes());
-            add(self.durable.payloads.event(entry.location));
-            let mut tasks: Vec<_> = self.durable.progress.get(sequence).to_vec();
-            tasks.sort_unstable_by_key(|task| task.subscription);
-            for task in tasks {
-                add(format!("{task:?}").as_bytes());
-            }
-        }
-        let mut control = Vec::new();
-        let mut count = 0;
-        self.durable.registry.write_since(0, &mut crate::record::RecordWriter::new(&mut control, &mut count));
-        add(&control);
-        add(&self.durable.next_sequence.to_le_bytes());
-        hasher.digest()
-    }
-
     /// The router's view of the subscriptions that this shard owns.
     #[must_use]
     pub fn router(&self) -> &Router {
         &self.router
-    }
-}
-
-/// The credit of a session whose subscription is still on its way here.
-fn early_credit(early: &mut Message, of: SessionId) -> Option<&mut Credit> {
-    match early {
-        Message::Attach { session, credit, .. } if *session == of => Some(credit),
-        _ => None,
     }
 }
 

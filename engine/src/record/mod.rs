@@ -1,0 +1,162 @@
+//! Log records: outcomes, as bytes. `apply` reads them live and in replay; nothing else changes durable state.
+//!
+//! Every record is a multiple of 8 bytes, starts with an 8-byte header, and is little-endian:
+//!
+//! ```text
+//! 0        1      2          4            8
+//! | kind   | a    | b        | body_len   | body, body_len bytes …
+//! | u8     | u8   | u16      | u32        |
+//! ```
+//!
+//! The format is specified in `docs/formats/records-v1.md`.
+
+mod read;
+mod write;
+
+use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
+
+pub use read::{RecordError, Records, effective_due, published_events, records};
+pub use write::RecordWriter;
+
+/// Bytes before a record's body.
+pub const HEADER_SIZE_BYTES: usize = 8;
+
+/// Fixed part of a `Published` body.
+pub const PUBLISHED_FIXED_SIZE_BYTES: usize = 24;
+
+/// Fixed part of a `Relocated` body.
+pub const RELOCATED_FIXED_SIZE_BYTES: usize = 24;
+
+/// Latest moment that a record states: what 48 bits hold, as in an event's id.
+pub const WALL_MAX: WallMs = WallMs((1 << 48) - 1);
+
+/// One task's progress in a `Relocated` body.
+pub const PROGRESS_SIZE_BYTES: usize = 24;
+
+mod kind {
+    pub(super) const PUBLISHED: u8 = 1;
+    pub(super) const RELOCATED: u8 = 2;
+    pub(super) const COMPLETED: u8 = 3;
+    pub(super) const ATTEMPT_FAILED: u8 = 4;
+    pub(super) const TOPIC: u8 = 5;
+    pub(super) const SUBSCRIPTION: u8 = 6;
+    pub(super) const MARK: u8 = 7;
+}
+
+/// What a log record says. Borrowed from the block's bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record<'a> {
+    /// Events were accepted, with consecutive sequences.
+    Published {
+        /// Their topic.
+        topic: TopicId,
+        /// Sequence of the first.
+        first_sequence: Sequence,
+        /// How many.
+        count: u32,
+        /// When they were accepted.
+        accepted: WallMs,
+        /// Their bytes, each padded to 8.
+        events: &'a [u8],
+    },
+    /// A live event from an older block, repeated so that the older block can go.
+    Relocated {
+        /// Its topic.
+        topic: TopicId,
+        /// Its sequence, unchanged.
+        sequence: Sequence,
+        /// The effective due time, unchanged.
+        due: WallMs,
+        /// What its tasks had come to.
+        progress: Vec<TaskProgress>,
+        /// Its bytes, padded to 8.
+        event: &'a [u8],
+    },
+    /// Tasks ended.
+    Completed {
+        /// The subscription; 0 where the event ended without one.
+        subscription: SubscriptionId,
+        /// How they ended.
+        outcome: Outcome,
+        /// Whether these were the last tasks of their events, so that the events end too.
+        last: bool,
+        /// The events.
+        sequences: Sequences<'a>,
+    },
+    /// An attempt failed and the task waits for its next one.
+    AttemptFailed {
+        /// The subscription.
+        subscription: SubscriptionId,
+        /// The event.
+        sequence: Sequence,
+        /// Attempts made so far.
+        attempt: u16,
+        /// Of these, attempts that do not count against `max_attempts`.
+        excused: u16,
+        /// When the next one is due.
+        next_due: WallMs,
+    },
+    /// A topic as it now is.
+    Topic {
+        /// Its id.
+        id: TopicId,
+        /// Version of the registry that this made.
+        version: u64,
+        /// Its settings.
+        settings: TopicSettings,
+    },
+    /// A subscription as it now is.
+    Subscription {
+        /// Its id.
+        id: SubscriptionId,
+        /// Version of the registry that this made.
+        version: u64,
+        /// Its topic.
+        topic: TopicId,
+        /// Its settings.
+        settings: SubscriptionSettings,
+    },
+    /// Counters whose evidence may have been trimmed.
+    Mark {
+        /// The next event's sequence.
+        next_sequence: Sequence,
+    },
+}
+
+/// What is known of one task of a pending event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskProgress {
+    /// The subscription.
+    pub subscription: SubscriptionId,
+    /// Whether the task has ended.
+    pub done: bool,
+    /// Attempts that have failed.
+    pub attempt: u16,
+    /// Of these, attempts that do not count against `max_attempts`.
+    pub excused: u16,
+    /// When the next attempt is due; 0 for at once.
+    pub next_due: WallMs,
+}
+
+/// The events of one `Completed` record: a base and 32-bit offsets from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequences<'a> {
+    base: u64,
+    offsets: &'a [u8],
+}
+
+impl<'a> Sequences<'a> {
+    /// Iterates in the order of the record.
+    pub fn iter(self) -> impl Iterator<Item = Sequence> + 'a {
+        self.offsets
+            .chunks_exact(4)
+            .map(move |b| Sequence(self.base + u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))))
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.offsets.len() / 4
+    }
+}

@@ -1,0 +1,236 @@
+//! Records from bytes.
+
+use escapement_protocol::event::{padded_len, stated_len};
+use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
+
+use super::{HEADER_SIZE_BYTES, Record, Sequences, TaskProgress, WALL_MAX, kind};
+
+/// A block's records do not parse. The block's checksum held, so this is another version's or a programmer's mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordError {
+    /// Offset of the record in the block's records.
+    pub offset: usize,
+}
+
+impl std::fmt::Display for RecordError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "record at offset {} does not parse: written by another version?", self.offset)
+    }
+}
+
+impl std::error::Error for RecordError {}
+
+/// Reads the records of one block in order; ends after the first that does not parse.
+#[derive(Clone, Debug)]
+pub struct Records<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+}
+
+/// Reads the records of one block.
+#[must_use]
+pub fn records(bytes: &[u8]) -> Records<'_> {
+    Records { bytes, offset: 0 }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, RecordError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = self.bytes.get(self.offset..)?;
+        if rest.is_empty() {
+            return None;
+        }
+        match parse_one(rest) {
+            Some((record, taken)) => {
+                self.offset += taken;
+                Some(Ok(record))
+            }
+            None => {
+                let offset = self.offset;
+                self.offset = self.bytes.len();
+                Some(Err(RecordError { offset }))
+            }
+        }
+    }
+}
+
+fn parse_one(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
+    let (&[kind, a, b0, b1, l0, l1, l2, l3], rest) = bytes.split_first_chunk::<8>()?;
+    let body_len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    if !body_len.is_multiple_of(8) {
+        return None;
+    }
+    let mut body = Reader(rest.get(..body_len)?);
+    let record = parse_body(kind, a, u16::from_le_bytes([b0, b1]), &mut body)?;
+    body.is_padding().then_some((record, HEADER_SIZE_BYTES + body_len))
+}
+
+/// Reads a body and leaves its padding. Every byte that says nothing is zero, so that a record has one form.
+fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Record<'a>> {
+    match (kind, a, b) {
+        (kind::PUBLISHED, 0, 0) => {
+            let topic = TopicId(body.u32()?);
+            let count = body.u32()?;
+            let first_sequence = body.sequence()?;
+            let accepted = body.wall()?;
+            Some(Record::Published { topic, first_sequence, count, accepted, events: body.rest() })
+        }
+        (kind::RELOCATED, 0, 0) => {
+            let topic = TopicId(body.u32()?);
+            let count = body.u32()?;
+            let sequence = body.sequence()?;
+            let due = body.wall()?;
+            let progress = (0..count).map(|_| body.progress()).collect::<Option<_>>()?;
+            Some(Record::Relocated { topic, sequence, due, progress, event: body.rest() })
+        }
+        (kind::COMPLETED, outcome, 0 | 1) => {
+            let outcome = Outcome::from_code(outcome)?;
+            let subscription = SubscriptionId(body.u32()?);
+            let count = body.u32()? as usize;
+            let base = body.sequence()?.0;
+            let offsets = body.bytes(count.checked_mul(4)?)?;
+            let sequences = Sequences { base, offsets };
+            Some(Record::Completed { subscription, outcome, last: b == 1, sequences })
+        }
+        (kind::ATTEMPT_FAILED, 0, attempt) => {
+            let subscription = SubscriptionId(body.u32()?);
+            let excused = u16::from_le_bytes(body.take()?);
+            body.zeros::<2>()?;
+            let sequence = body.sequence()?;
+            let next_due = body.wall()?;
+            Some(Record::AttemptFailed { subscription, sequence, attempt, excused, next_due })
+        }
+        (kind::TOPIC, 0, 0) => {
+            let id = TopicId(body.u32()?);
+            body.zeros::<4>()?;
+            let version = body.u64()?;
+            let settings = TopicSettings {
+                name: body.text()?,
+                default_source: body.text()?,
+                default_type: body.text()?,
+                default_content_type: body.text()?,
+            };
+            Some(Record::Topic { id, version, settings })
+        }
+        (kind::SUBSCRIPTION, 0, 0) => {
+            let id = SubscriptionId(body.u32()?);
+            let topic = TopicId(body.u32()?);
+            let version = body.u64()?;
+            let settings = SubscriptionSettings {
+                max_concurrent_dispatches: body.u32()?,
+                max_attempts: body.u32()?,
+                max_doublings: body.u32()?,
+                jitter_permille: body.u32()?,
+                attempt_deadline_ms: body.u64()?,
+                min_backoff_ms: body.u64()?,
+                max_backoff_ms: body.u64()?,
+                name: body.text()?,
+                topic: body.text()?,
+            };
+            Some(Record::Subscription { id, version, topic, settings })
+        }
+        (kind::MARK, 0, 0) => Some(Record::Mark { next_sequence: body.sequence()? }),
+        _ => None,
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn sequence(&mut self) -> Option<Sequence> {
+        self.u64().map(Sequence).filter(|sequence| *sequence <= Sequence::MAX)
+    }
+
+    /// A moment that an event's id could carry.
+    fn wall(&mut self) -> Option<WallMs> {
+        self.u64().map(WallMs).filter(|wall| *wall <= WALL_MAX)
+    }
+
+    fn zeros<const N: usize>(&mut self) -> Option<()> {
+        (self.take::<N>()? == [0; N]).then_some(())
+    }
+
+    fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    fn is_padding(&self) -> bool {
+        self.0.len() < 8 && self.0.iter().all(|byte| *byte == 0)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let len = usize::from(u16::from_le_bytes(self.take()?));
+        String::from_utf8(self.bytes(len)?.to_vec()).ok()
+    }
+
+    fn progress(&mut self) -> Option<TaskProgress> {
+        Some(TaskProgress {
+            subscription: SubscriptionId(self.u32()?),
+            attempt: u16::from_le_bytes(self.take()?),
+            excused: u16::from_le_bytes(self.take()?),
+            done: match self.u64()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            next_due: self.wall()?,
+        })
+    }
+}
+
+/// The events of a `Published` record, with their sequences and effective due times.
+///
+/// Ends early where the bytes are not events; the door verified them, so a short count is a mistake of ours.
+pub fn published_events(
+    first_sequence: Sequence,
+    accepted: WallMs,
+    mut events: &[u8],
+) -> impl Iterator<Item = (Sequence, WallMs, &[u8])> {
+    let mut sequence = first_sequence.0;
+    std::iter::from_fn(move || {
+        let len = padded_len(stated_len(events)?);
+        let (event, rest) = events.split_at_checked(len)?;
+        events = rest;
+        let due = effective_due(event, accepted)?;
+        let this = Sequence(sequence);
+        sequence += 1;
+        Some((this, due, event))
+    })
+}
+
+/// When an event accepted at `accepted` becomes due: its due time, or at once where that has passed.
+///
+/// How far ahead that may lie is for the door to say, and not asked again: the door's clock may be a moment
+/// ahead of `accepted`, and what a log holds must be readable whatever that difference was. `None` where the
+/// bytes are no event.
+#[must_use]
+pub fn effective_due(event: &[u8], accepted: WallMs) -> Option<WallMs> {
+    let view = EventView::trusted(event)?;
+    let due = match view.stated_time() {
+        Some(at) => at,
+        None => view.schedule_time(accepted).ok()?,
+    };
+    Some(due.clamp(accepted, WALL_MAX.max(accepted)))
+}

@@ -1,0 +1,182 @@
+//! Records to bytes.
+
+use escapement_protocol::event::padded_len;
+use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
+
+use super::{HEADER_SIZE_BYTES, TaskProgress, kind};
+
+/// Appends records to a block's bytes.
+#[derive(Debug)]
+pub struct RecordWriter<'a> {
+    out: &'a mut Vec<u8>,
+    count: &'a mut u32,
+}
+
+impl<'a> RecordWriter<'a> {
+    /// Appends to `out` and counts in `count`.
+    pub fn new(out: &'a mut Vec<u8>, count: &'a mut u32) -> Self {
+        RecordWriter { out, count }
+    }
+
+    fn record(&mut self, kind: u8, a: u8, b: u16, body: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.out.len();
+        self.out.extend_from_slice(&[kind, a, b as u8, (b >> 8) as u8, 0, 0, 0, 0]);
+        body(self.out);
+        self.out.resize(start + padded_len(self.out.len() - start), 0);
+        let body_len = (self.out.len() - start - HEADER_SIZE_BYTES) as u32;
+        self.out[start + 4..start + HEADER_SIZE_BYTES].copy_from_slice(&body_len.to_le_bytes());
+        *self.count += 1;
+    }
+
+    /// Accepted events: `events` are their bytes, each padded to 8.
+    pub fn published(
+        &mut self,
+        topic: TopicId,
+        first: Sequence,
+        count: u32,
+        accepted: WallMs,
+        events: &[u8],
+    ) {
+        self.record(kind::PUBLISHED, 0, 0, |out| {
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            out.extend_from_slice(&count.to_le_bytes());
+            out.extend_from_slice(&first.0.to_le_bytes());
+            out.extend_from_slice(&accepted.0.to_le_bytes());
+            out.extend_from_slice(events);
+        });
+    }
+
+    /// A live event again.
+    pub fn relocated(
+        &mut self,
+        topic: TopicId,
+        sequence: Sequence,
+        due: WallMs,
+        progress: &[TaskProgress],
+        event: &[u8],
+    ) {
+        self.record(kind::RELOCATED, 0, 0, |out| {
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            out.extend_from_slice(&(progress.len() as u32).to_le_bytes());
+            out.extend_from_slice(&sequence.0.to_le_bytes());
+            out.extend_from_slice(&due.0.to_le_bytes());
+            for task in progress {
+                out.extend_from_slice(&task.subscription.0.to_le_bytes());
+                out.extend_from_slice(&task.attempt.to_le_bytes());
+                out.extend_from_slice(&task.excused.to_le_bytes());
+                out.extend_from_slice(&u64::from(task.done).to_le_bytes());
+                out.extend_from_slice(&task.next_due.0.to_le_bytes());
+            }
+            out.extend_from_slice(event);
+        });
+    }
+
+    /// Ended tasks of one subscription with one outcome. Splits where offsets do not fit 32 bits.
+    pub fn completed(
+        &mut self,
+        subscription: SubscriptionId,
+        outcome: Outcome,
+        last: bool,
+        sequences: &[Sequence],
+    ) {
+        let mut rest = sequences;
+        while let Some(first) = rest.first() {
+            // The base is the smallest of a window whose spread fits; in practice the whole slice.
+            let mut least = first.0;
+            let mut most = first.0;
+            let fits = rest
+                .iter()
+                .take_while(|s| {
+                    let (low, high) = (least.min(s.0), most.max(s.0));
+                    let ok = high - low <= u64::from(u32::MAX);
+                    if ok {
+                        (least, most) = (low, high);
+                    }
+                    ok
+                })
+                .count();
+            let (window, after) = rest.split_at(fits);
+            rest = after;
+            self.record(kind::COMPLETED, outcome as u8, u16::from(last), |out| {
+                out.extend_from_slice(&subscription.0.to_le_bytes());
+                out.extend_from_slice(&(window.len() as u32).to_le_bytes());
+                out.extend_from_slice(&least.to_le_bytes());
+                for sequence in window {
+                    out.extend_from_slice(&((sequence.0 - least) as u32).to_le_bytes());
+                }
+            });
+        }
+    }
+
+    /// A failed attempt.
+    pub fn attempt_failed(
+        &mut self,
+        subscription: SubscriptionId,
+        sequence: Sequence,
+        attempt: u16,
+        excused: u16,
+        next_due: WallMs,
+    ) {
+        self.record(kind::ATTEMPT_FAILED, 0, attempt, |out| {
+            out.extend_from_slice(&subscription.0.to_le_bytes());
+            out.extend_from_slice(&excused.to_le_bytes());
+            out.extend_from_slice(&[0; 2]);
+            out.extend_from_slice(&sequence.0.to_le_bytes());
+            out.extend_from_slice(&next_due.0.to_le_bytes());
+        });
+    }
+
+    /// A topic.
+    pub fn topic(&mut self, id: TopicId, version: u64, settings: &TopicSettings) {
+        self.record(kind::TOPIC, 0, 0, |out| {
+            out.extend_from_slice(&id.0.to_le_bytes());
+            out.extend_from_slice(&[0; 4]);
+            out.extend_from_slice(&version.to_le_bytes());
+            put_text(out, &settings.name);
+            put_text(out, &settings.default_source);
+            put_text(out, &settings.default_type);
+            put_text(out, &settings.default_content_type);
+        });
+    }
+
+    /// A subscription.
+    pub fn subscription(
+        &mut self,
+        id: SubscriptionId,
+        version: u64,
+        topic: TopicId,
+        settings: &SubscriptionSettings,
+    ) {
+        self.record(kind::SUBSCRIPTION, 0, 0, |out| {
+            out.extend_from_slice(&id.0.to_le_bytes());
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            out.extend_from_slice(&version.to_le_bytes());
+            for number in [
+                settings.max_concurrent_dispatches,
+                settings.max_attempts,
+                settings.max_doublings,
+                settings.jitter_permille,
+            ] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            for number in [settings.attempt_deadline_ms, settings.min_backoff_ms, settings.max_backoff_ms] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            put_text(out, &settings.name);
+            put_text(out, &settings.topic);
+        });
+    }
+
+    /// Counters.
+    pub fn mark(&mut self, next_sequence: Sequence) {
+        self.record(kind::MARK, 0, 0, |out| out.extend_from_slice(&next_sequence.0.to_le_bytes()));
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    // Settings are validated to far less than 64 KiB before they get here.
+    let len = u16::try_from(text.len()).expect("validated settings hold short texts");
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
