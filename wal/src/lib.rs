@@ -13,7 +13,7 @@
 //! acknowledged is found by [`open`], or [`open`] refuses and says which blocks are missing; after the first failed
 //! write nothing is acknowledged any more.
 //!
-//! Left out on purpose: locking the data directory against a second engine, deciding what a record means, deciding when
+//! Left out on purpose: locking the data directory against a second node, deciding what a record means, deciding when
 //! to commit, trim or seal, and quarantining a damaged log. Those are the node's.
 #![deny(unsafe_code)]
 

@@ -1,26 +1,31 @@
 //! `escapement inspect`: what lies in a data directory, read and never changed.
 //!
-//! It looks at each segment by itself and believes what carries a checksum that holds. Whether the blocks form one
-//! chain and nothing acknowledged is missing is what opening the log decides, not this.
+//! It believes what carries a checksum that holds, and follows the blocks' places and numbers. Whether they form one
+//! chain, and what becomes of a log that misses some, is what opening it decides, not this.
 
-mod segment;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
 use escapement_engine::record::{Record, records};
 use escapement_wal::BlockKind;
+use escapement_wal::format::{
+    Block, SEGMENT_HEADER_SIZE_BYTES, SegmentHeaderError, Superblock, SuperblockError,
+};
+use escapement_wal::inspect::{InspectedSegment, Inspection, inspect};
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
 use super::moment::rfc3339;
 use super::output::{Output, notice};
 use crate::data_dir::{read_identity, shard_name};
-use segment::{Segment, SegmentState, Shard, read_shard};
 
 const AFTER_HELP: &str = "\
-A segment is live, ready for the next blocks, or free to be made ready; the old blocks of a free one are not
-listed. Inspecting a directory that a
-node serves shows what was on the disk while looking.
+A segment is live, ready for the next blocks, or free to be made ready; the old blocks of a free one are not \
+listed. Acknowledged blocks that are missing are told and end the command with status 5; what was torn when a \
+node was killed is only told. Inspecting a directory that a node serves shows what was on the disk while looking: \
+where a segment is used again meanwhile, blocks seem to be missing that were not needed any more.
 
 Examples:
   escapement inspect /var/lib/escapement
@@ -65,14 +70,13 @@ pub(super) fn run(args: &InspectArgs, out: &Output) -> Result<(), Failure> {
     let mut damaged = false;
     let mut rows = Vec::new();
     for shard in shards {
-        match inspect_shard(&args.dir, shard, args.records, out) {
-            Ok(found) => rows.extend(found),
-            Err(Fault::Shard(what)) => {
-                damaged = true;
-                notice(&format!("shard {shard}: {what}"));
-            }
-            Err(Fault::Output(failure)) => return Err(failure),
+        let mut found = Found::new(shard, args.records.then_some(out));
+        found.look_at(&args.dir.join(shard_name(shard)))?;
+        for what in &found.told {
+            notice(&format!("shard {shard}: {what}"));
         }
+        damaged |= found.damaged;
+        rows.extend(found.rows);
     }
     if !args.records {
         out.rows(&SEGMENT_COLUMNS, &rows)?;
@@ -118,57 +122,197 @@ struct Counts {
     failed_attempts: u64,
 }
 
-fn inspect_shard(dir: &Path, shard: u16, list: bool, out: &Output) -> Result<Vec<Vec<Value>>, Fault> {
-    let Shard { superblock, mut segments } =
-        read_shard(&dir.join(shard_name(shard))).map_err(Fault::Shard)?;
-    segments.sort_by_key(Segment::order);
-    let mut rows = Vec::with_capacity(segments.len());
-    for segment in segments {
-        let mut state = segment.state(&superblock);
-        let mut counts = Counts::default();
-        if state == SegmentState::Live {
-            counts = count(&segment, shard, list, out)?;
-            if counts.blocks == 0 && segment.id() > Some(superblock.first_segment_id) {
-                state = SegmentState::Ready;
-            }
-        }
-        rows.push(segment_row(shard, &segment, state, &counts));
-    }
-    Ok(rows)
+/// What a segment file is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SegmentState {
+    /// Its blocks are needed.
+    Live,
+    /// It was prepared for the next blocks, and has none yet.
+    Ready,
+    /// Its blocks are needed no more, or it never had any.
+    Free,
+    /// Its header is of another version.
+    OtherFormat,
+    /// Its header does not verify.
+    Damaged,
 }
 
-/// Counts what a segment holds, and lists it where that was asked for.
-fn count(segment: &Segment, shard: u16, list: bool, out: &Output) -> Result<Counts, Fault> {
-    let mut counts = Counts::default();
-    let counted = segment.for_each_block(|block, extent_size_bytes| {
+impl SegmentState {
+    /// Live where it may be; only its blocks tell it from one that is ready.
+    fn of(segment: &InspectedSegment, superblock: &Superblock) -> SegmentState {
+        match segment.header {
+            Ok(header) if header.segment_id >= superblock.first_segment_id => SegmentState::Live,
+            Ok(_) | Err(SegmentHeaderError::Blank) => SegmentState::Free,
+            Err(SegmentHeaderError::OtherFormat(_)) => SegmentState::OtherFormat,
+            Err(SegmentHeaderError::Damaged) => SegmentState::Damaged,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            SegmentState::Live => "live",
+            SegmentState::Ready => "ready",
+            SegmentState::Free => "free",
+            SegmentState::OtherFormat => "other format",
+            SegmentState::Damaged => "damaged",
+        }
+    }
+}
+
+/// Takes what is found in one shard.
+struct Found<'a> {
+    shard: u16,
+    /// Where records are listed, if that was asked for.
+    list: Option<&'a Output>,
+    rows: Vec<Vec<Value>>,
+    /// What is not as it should be, or may not be.
+    told: Vec<String>,
+    /// Whether any of that is certain.
+    damaged: bool,
+}
+
+/// How far a shard's blocks were found.
+struct Cursor {
+    next_block: u64,
+    /// File and offset where the last block that was found ends.
+    end: (String, u32),
+    /// Whether something was written there that is no intact block.
+    torn: bool,
+    /// Highest block that anything found says was acknowledged.
+    acknowledged: u64,
+}
+
+impl<'a> Found<'a> {
+    fn new(shard: u16, list: Option<&'a Output>) -> Found<'a> {
+        Found { shard, list, rows: Vec::new(), told: Vec::new(), damaged: false }
+    }
+
+    fn tell_damage(&mut self, what: String) {
+        self.damaged = true;
+        self.told.push(what);
+    }
+
+    fn look_at(&mut self, dir: &Path) -> Result<(), Failure> {
+        match self.follow(dir) {
+            Ok(()) => Ok(()),
+            Err(Fault::Shard(what)) => {
+                self.tell_damage(what);
+                Ok(())
+            }
+            Err(Fault::Output(failure)) => Err(failure),
+        }
+    }
+
+    fn follow(&mut self, dir: &Path) -> Result<(), Fault> {
+        let Inspection { superblock, segments } =
+            inspect(dir).map_err(|error| Fault::Shard(format!("cannot read {error}")))?;
+        let superblock = superblock.map_err(|error| Fault::Shard(super_fault(error)))?;
+        let mut cursor = Cursor {
+            next_block: superblock.first_block_seq.0,
+            end: (format!("segment {}", superblock.first_segment_id), SEGMENT_HEADER_SIZE_BYTES as u32),
+            torn: false,
+            acknowledged: superblock.committed_through.0,
+        };
+        for segment in &segments {
+            let mut state = SegmentState::of(segment, &superblock);
+            let mut counts = Counts::default();
+            if state == SegmentState::Live {
+                counts = self.blocks_of(segment, &mut cursor)?;
+                if counts.blocks == 0 && segment_id(segment) > Some(superblock.first_segment_id) {
+                    state = SegmentState::Ready;
+                }
+            }
+            self.rows.push(segment_row(self.shard, segment, state, &counts));
+        }
+        self.tell_of_missing(&cursor, cursor.acknowledged + 1);
+        Ok(())
+    }
+
+    /// Counts the blocks of a segment up to the first place that holds no intact one, and lists them where that was
+    /// asked for.
+    fn blocks_of(&mut self, segment: &InspectedSegment, cursor: &mut Cursor) -> Result<Counts, Fault> {
+        let file = segment.file.path();
+        if let Ok(header) = segment.header
+            && header.segment_size_bytes != segment.size_bytes
+        {
+            let (has, says) = (segment.size_bytes, header.segment_size_bytes);
+            self.tell_damage(format!("{file} has {has} bytes, and its header says {says}"));
+        }
+        let mut counts = Counts::default();
+        let mut end = SEGMENT_HEADER_SIZE_BYTES as u32;
+        let mut torn = false;
+        for extent in segment.extents() {
+            let said = extent.header.map_or(0, |header| header.committed_through.0);
+            cursor.acknowledged = cursor.acknowledged.max(said);
+            torn |= extent.frame.place.offset != end || extent.block.is_none();
+            let Some(block) = extent.block.filter(|_| !torn) else { continue };
+            if counts.blocks == 0 {
+                self.tell_of_missing(cursor, block.header().block_seq.0);
+            }
+            end += extent.frame.size_bytes;
+            counts.add_block(&block, extent.frame.size_bytes);
+            self.add_records(&block, &mut counts)?;
+        }
+        if let Some(last) = counts.last_block {
+            *cursor = Cursor { next_block: last + 1, end: (file, end), torn, ..*cursor };
+        }
+        Ok(counts)
+    }
+
+    /// Tells what of the blocks before `until` was not found.
+    fn tell_of_missing(&mut self, cursor: &Cursor, until: u64) {
+        let Cursor { next_block, end: (file, offset), torn, acknowledged } = cursor;
+        if *next_block < until {
+            self.tell_damage(format!(
+                "blocks {next_block} to {} are missing or damaged, from {offset} in {file}; those to {acknowledged} \
+                 were acknowledged",
+                until - 1
+            ));
+        } else if *torn {
+            self.told.push(format!(
+                "{file} holds a torn write at {offset}, which nothing says was ever acknowledged"
+            ));
+        }
+    }
+
+    fn add_records(&self, block: &Block<'_>, counts: &mut Counts) -> Result<(), Fault> {
         let header = block.header();
-        counts.first_block.get_or_insert(header.block_seq.0);
-        counts.last_block = Some(header.block_seq.0);
-        counts.blocks += 1;
-        counts.bytes += extent_size_bytes;
-        let place = Place { shard, block: header.block_seq.0, epoch: header.epoch.0 };
-        if let (true, Some(name)) = (list, own_block(header.kind)) {
+        let place = Place { shard: self.shard, block: header.block_seq.0, epoch: header.epoch.0 };
+        if let (Some(out), Some(name)) = (self.list, own_block(header.kind)) {
             out.line(&place.line(name, Value::Null, out)).map_err(Fault::Output)?;
         }
         for record in records(block.records()) {
             let record = record.map_err(|error| Fault::Shard(format!("block {}: {error}", place.block)))?;
             counts.add(&record);
-            if list {
+            if let Some(out) = self.list {
                 let (name, facts) = describe(&record);
                 out.line(&place.line(name, facts, out)).map_err(Fault::Output)?;
             }
         }
         Ok(())
-    });
-    counted.map_err(|error| Fault::Shard(format!("cannot read {}: {error}", segment.file_name())))??;
-    Ok(counts)
+    }
 }
 
-fn segment_row(shard: u16, segment: &Segment, state: SegmentState, counts: &Counts) -> Vec<Value> {
+fn segment_id(segment: &InspectedSegment) -> Option<u64> {
+    segment.header.ok().map(|header| header.segment_id)
+}
+
+fn super_fault(error: SuperblockError) -> String {
+    match error {
+        SuperblockError::OtherFormat(found) => {
+            format!("SUPER has format {found}, which this program does not read")
+        }
+        SuperblockError::NoQuorum { intact_count } => {
+            format!("no two copies in SUPER agree ({intact_count} of 4 are intact)")
+        }
+    }
+}
+
+fn segment_row(shard: u16, segment: &InspectedSegment, state: SegmentState, counts: &Counts) -> Vec<Value> {
     vec![
         json!(shard),
-        json!(segment.file_name()),
-        json!(segment.id()),
+        json!(segment.file.path()),
+        json!(segment_id(segment)),
         json!(state.name()),
         json!(counts.first_block),
         json!(counts.last_block),
@@ -183,6 +327,14 @@ fn segment_row(shard: u16, segment: &Segment, state: SegmentState, counts: &Coun
 }
 
 impl Counts {
+    fn add_block(&mut self, block: &Block<'_>, extent_size_bytes: u32) {
+        let seq = block.header().block_seq.0;
+        self.first_block.get_or_insert(seq);
+        self.last_block = Some(seq);
+        self.blocks += 1;
+        self.bytes += u64::from(extent_size_bytes);
+    }
+
     fn add(&mut self, record: &Record<'_>) {
         self.records += 1;
         match record {

@@ -14,8 +14,8 @@ use memmap2::Mmap;
 pub(super) fn map(path: &Path) -> io::Result<Mmap> {
     let file = File::open(path)?;
     // SAFETY: slot files are never truncated while they exist under their name, so that no page of the map goes away.
-    // A running engine may recycle the segment and overwrite it in place; readers of the map treat its bytes as
-    // untrusted: every value is copied out before it is judged, and a block that changes while it is read fails its
-    // checksum or is reported as it was at one moment.
+    // A running node may recycle the segment and overwrite it in place. Whoever reads the map therefore trusts none of
+    // its bytes, not even those of a block whose checksum held a moment ago: frames, headers and records are each parsed
+    // by code that checks every length against the slice that it has.
     unsafe { Mmap::map(&file) }
 }

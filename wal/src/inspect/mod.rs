@@ -1,4 +1,4 @@
-//! Looking at a log without opening it: for tools, on a closed directory or beside a running engine.
+//! Looking at a log without opening it: for tools, on a closed directory or beside a running node.
 //!
 //! Sealed segments are mapped, the one being written is copied, free ones are not read beyond their header. Nothing is
 //! written. Never call this from a core: a page fault or an error of the medium would stop it.
@@ -63,13 +63,16 @@ pub struct InspectedExtent<'a> {
 /// Looks at the log in `root`, a shard's directory.
 ///
 /// # Errors
-/// Of the operating system. Damage is no error: it is part of the answer.
+/// Of the operating system, with the path that it is about. Damage is no error: it is part of the answer.
 pub fn inspect(root: &Path) -> io::Result<Inspection> {
-    let superblock = Superblock::choose(&std::fs::read(root.join(FileId::SUPER.path()))?);
+    let super_path = root.join(FileId::SUPER.path());
+    let superblock = Superblock::choose(&about(&super_path, std::fs::read(&super_path))?);
+    let segment_dir = root.join(SEGMENT_DIR);
     let mut segments = Vec::new();
-    for entry in std::fs::read_dir(root.join(SEGMENT_DIR))? {
-        if let Some(file) = FileId::from_slot_name(&entry?.file_name().to_string_lossy()) {
-            segments.push(look(root, file)?);
+    for entry in about(&segment_dir, std::fs::read_dir(&segment_dir))? {
+        let entry = about(&segment_dir, entry)?;
+        if let Some(file) = FileId::from_slot_name(&entry.file_name().to_string_lossy()) {
+            segments.push(about(&entry.path(), look(&entry.path(), file))?);
         }
     }
     segments.sort_by_key(|(segment, _)| {
@@ -82,17 +85,22 @@ pub fn inspect(root: &Path) -> io::Result<Inspection> {
         segment.sealed = used && Some(at) < newest_used;
         segment.content = match (used, segment.sealed) {
             (false, _) => Content::None,
-            (true, true) => Content::Mapped(map::map(&path)?),
-            (true, false) => Content::Copied(std::fs::read(&path)?),
+            (true, true) => Content::Mapped(about(&path, map::map(&path))?),
+            (true, false) => Content::Copied(about(&path, std::fs::read(&path))?),
         };
         inspected.push(segment);
     }
     Ok(Inspection { superblock, segments: inspected })
 }
 
+/// Says of an error which path it is about.
+fn about<T>(path: &Path, done: io::Result<T>) -> io::Result<T> {
+    done.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
 /// Reads header and first frame; answers also whether the segment that the header names has its first extent.
-fn look(root: &Path, file: FileId) -> io::Result<(InspectedSegment, bool)> {
-    let opened = File::open(root.join(file.path()))?;
+fn look(path: &Path, file: FileId) -> io::Result<(InspectedSegment, bool)> {
+    let opened = File::open(path)?;
     let size_bytes = opened.metadata()?.len();
     let mut head = vec![0; (SEGMENT_HEADER_SIZE_BYTES + EXTENT_ALIGN_BYTES).min(size_bytes as usize)];
     opened.read_exact_at(&mut head, 0)?;
