@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod core;
+mod cores;
 pub mod data_dir;
 pub mod io;
 mod mesh;

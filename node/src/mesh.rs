@@ -30,10 +30,13 @@ impl Mesh {
         Mesh { inboxes: (0..core_count).map(|_| CachePadded::default()).collect() }
     }
 
-    /// A core has its host: from now on mail wakes it.
+    /// A core has its host: from now on mail wakes it. For what came before, its first wait is none.
     pub(crate) fn attach(&self, core: u16, waker: Waker) {
         let inbox = &self.inboxes[usize::from(core)];
         assert!(inbox.waker.set(waker).is_ok(), "a core attaches once");
+        if let Some(waker) = inbox.waker.get() {
+            waker.wake();
+        }
     }
 
     /// Wakes every core that has attached.

@@ -1,8 +1,7 @@
 //! A core's thread: one turn after another over its host.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use hashbrown::HashSet;
 
@@ -11,8 +10,8 @@ use escapement_protocol::{ErrorCode, MonoNs, Now, ShardId};
 use quinn_proto::Transmit;
 
 use crate::core::{Core, SlotFailure};
-use crate::io::{CoreIo, Drained, NodeClock, SEGMENT_COUNT_MAX, Wait};
-use crate::mesh::Mesh;
+use crate::cores::Seat;
+use crate::io::{CoreIo, Drained, SEGMENT_COUNT_MAX, Wait};
 
 /// Bytes read from one stream before the next has its turn.
 const READ_SIZE_BYTES: usize = 256 * 1024;
@@ -23,16 +22,6 @@ const LOADED_DATAGRAM_COUNT: usize = 4;
 /// How often a draining core looks whether it may end.
 const DRAIN_POLL_MS: u64 = 5;
 
-/// What all cores and whoever stops them share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) mesh: Mesh,
-    pub(crate) clock: Arc<NodeClock>,
-    pub(crate) draining: AtomicBool,
-    /// Cores that still have work after a drain began. Mail may come until it is 0.
-    pub(crate) busy_cores: AtomicU32,
-}
-
 /// How a core's thread ended.
 #[derive(Debug, Default)]
 pub(crate) struct CoreEnd {
@@ -42,18 +31,8 @@ pub(crate) struct CoreEnd {
     pub(crate) cut_short: bool,
 }
 
-/// Where a core sits, and how its thread behaves.
-#[derive(Clone, Debug)]
-pub(crate) struct Seat {
-    pub(crate) index: u16,
-    pub(crate) core_count: u16,
-    pub(crate) shared: Arc<Shared>,
-    /// How long a loaded turn collects, in us.
-    pub(crate) turn_wait_us: u32,
-    pub(crate) drain_timeout_ms: u64,
-}
-
 pub(crate) struct CoreThread {
+    /// First, so that a panic tells the other cores before anything else is dropped.
     seat: Seat,
     core: Core<StreamKey>,
     quic: QuicServer,
@@ -84,7 +63,7 @@ impl CoreThread {
         }
     }
 
-    /// Turns until a drain has ended or a shard has failed on some core.
+    /// Turns until a drain has ended, a shard has failed on some core, or the node ends at once.
     pub(crate) fn run(mut self) -> CoreEnd {
         let mut received = Drained::default();
         loop {
@@ -92,6 +71,9 @@ impl CoreThread {
                 if received.count >= LOADED_DATAGRAM_COUNT { self.seat.turn_wait_us } else { 0 };
             let wait = self.wait(&received);
             self.io.park(wait, min_wait_us);
+            if self.seat.shared.is_ending() {
+                return CoreEnd::default();
+            }
             let now = self.io.now();
             received = self.turn(now);
             if let Some(end) = self.ended(now) {
@@ -256,10 +238,10 @@ impl CoreThread {
 
     /// Whether this core's work is over: after a drain, or because a shard somewhere has failed.
     fn ended(&mut self, now: Now) -> Option<CoreEnd> {
-        if self.core.failures().next().is_some() && !self.seat.shared.draining.swap(true, Ordering::Relaxed) {
-            self.seat.shared.mesh.wake_all();
+        if self.core.failures().next().is_some() {
+            self.seat.shared.drain();
         }
-        if !self.seat.shared.draining.load(Ordering::Relaxed) {
+        if !self.seat.shared.is_draining() {
             return None;
         }
         let Some(until) = self.drain_until else {

@@ -2,8 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,10 +16,10 @@ use escapement_wal::{FsDirectory, LocalWal, LogIdentity, RecoveredBlock, WalConf
 
 use crate::config::NodeConfig;
 use crate::core::{CommitPolicy, Core, CoreConfig, core_of};
+use crate::cores::{Cores, Seat, Shared, Started};
 use crate::data_dir::DataDir;
 use crate::io::{self, BindError, CoreSetup, CoreSocket, HostError, HostKind, NodeClock, StartAhead};
-use crate::mesh::Mesh;
-use crate::run::{CoreEnd, CoreThread, Seat, Shared};
+use crate::run::{CoreEnd, CoreThread};
 
 /// Most credit of one session, whatever it asks for.
 const CREDIT_MAX: Credit = Credit { tasks: 256 * 1024, bytes: 64 * 1024 * 1024 };
@@ -91,8 +90,7 @@ impl Control {
         self.draining.store(true, Ordering::Release);
         let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = &*shared {
-            shared.draining.store(true, Ordering::Release);
-            shared.mesh.wake_all();
+            shared.drain();
         }
     }
 
@@ -123,6 +121,18 @@ pub fn serve(
     on_ready: impl FnOnce(&Ready),
     on_notice: impl Fn(&str),
 ) -> Result<ServeEnd, ServeError> {
+    serve_with(config, data, control, on_ready, on_notice, core_thread)
+}
+
+/// [`serve`], with `body` on the core's threads.
+fn serve_with(
+    config: &NodeConfig,
+    data: &DataDir,
+    control: &Arc<Control>,
+    on_ready: impl FnOnce(&Ready),
+    on_notice: impl Fn(&str),
+    body: impl Fn(Seat, Plan, &Started) -> CoreEnd + Clone + Send + 'static,
+) -> Result<ServeEnd, ServeError> {
     let started = Instant::now();
     let shard_count = data.shard_count();
     let core_count = config.core_count(shard_count);
@@ -144,56 +154,22 @@ pub fn serve(
     on_notice(&format!("recovered {pending} pending events in {} ms", started.elapsed().as_millis()));
 
     let host = host_kind(config, &on_notice);
-    let shared = Arc::new(Shared {
-        mesh: Mesh::new(core_count),
-        clock: Arc::clone(&clock),
-        draining: AtomicBool::new(false),
-        busy_cores: AtomicU32::new(u32::from(core_count)),
-    });
-    let plans = plan(config, data, recovered, sockets, &clock, &tls, now, core_count)?;
-    let (ready_tx, ready_rx) = channel();
-    let mut threads = Vec::new();
-    for plan in plans {
-        let seat = Seat {
-            index: plan.index,
-            core_count,
-            shared: Arc::clone(&shared),
-            turn_wait_us: config.turn_wait_us,
-            drain_timeout_ms: config.drain_timeout_ms,
-        };
-        let (ready, pin) = (ready_tx.clone(), config.pin);
-        let name = format!("core-{}", plan.index);
-        let body = move || core_thread(seat, plan, host, pin, &ready);
-        let thread = thread::Builder::new().name(name).spawn(body).map_err(ServeError::Thread)?;
-        threads.push(thread);
-    }
-    drop(ready_tx);
-    let started_all = wait_ready(&ready_rx, core_count);
-    if started_all.is_err() {
-        shared.draining.store(true, Ordering::Release);
-        shared.mesh.wake_all();
-    } else {
-        control.attach(&shared);
-        on_ready(&Ready { addr, cert_sha256: tls.fingerprint() });
-    }
+    let shared = Arc::new(Shared::new(core_count, Arc::clone(&clock)));
+    let plans = plan(config, data, recovered, sockets, &clock, &tls, now, host)?;
+    let seat = |index| Seat {
+        index,
+        core_count,
+        shared: Arc::clone(&shared),
+        turn_wait_us: config.turn_wait_us,
+        drain_timeout_ms: config.drain_timeout_ms,
+    };
+    let cores = Cores::start(&shared, (0..core_count).map(seat).zip(plans).collect(), body)?;
+    control.attach(&shared);
+    on_ready(&Ready { addr, cert_sha256: tls.fingerprint() });
     let mut end = ServeEnd::default();
-    let mut died = false;
-    for thread in threads {
-        match thread.join() {
-            Ok(core) => {
-                end.cut_short |= core.cut_short;
-                end.failures.extend(core.failures.into_iter().map(|(shard, why)| (shard, why.to_string())));
-            }
-            Err(_) => {
-                died = true;
-                shared.draining.store(true, Ordering::Release);
-                shared.mesh.wake_all();
-            }
-        }
-    }
-    started_all?;
-    if died {
-        return Err(ServeError::Died);
+    for core in cores.join()? {
+        end.cut_short |= core.cut_short;
+        end.failures.extend(core.failures.into_iter().map(|(shard, why)| (shard, why.to_string())));
     }
     Ok(end)
 }
@@ -306,10 +282,11 @@ fn recover_shard(
 
 /// What one core's thread starts from. Everything in it may cross threads.
 struct Plan {
-    index: u16,
     core: Core<escapement_frontend::quic::StreamKey>,
     quic: QuicServer,
+    host: HostKind,
     setup: CoreSetup,
+    pin: bool,
 }
 
 #[expect(clippy::too_many_arguments, reason = "each is one thing that start-up has put together")]
@@ -321,9 +298,10 @@ fn plan(
     clock: &Arc<NodeClock>,
     tls: &ServerTls,
     now: Now,
-    core_count: u16,
+    host: HostKind,
 ) -> Result<Vec<Plan>, ServeError> {
     let shard_count = data.shard_count();
+    let core_count = config.core_count(shard_count);
     let epochs: Vec<Option<Epoch>> = recovered.iter().map(|shard| shard.as_ref().map(|s| s.epoch)).collect();
     let (version, control) = newest_control(recovered.iter().flatten().map(|shard| &shard.shard));
     let base = Instant::now().checked_sub(Duration::from_nanos(now.mono.0)).unwrap_or_else(Instant::now);
@@ -331,6 +309,7 @@ fn plan(
         QuicClock { base, wall_at_base: WallMs(now.wall.0.saturating_sub(now.mono.0 / 1_000_000)) };
     let keys = QuicKeys::from_secrets(data.reset_secret(), data.token_secret());
     let seed: [u8; 32] = random()?;
+    let pin = config.pin;
     let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> = (0..core_count).map(|_| Vec::new()).collect();
     for (shard, state) in recovered.into_iter().enumerate() {
         let core = core_of(ShardId(shard as u16), core_count);
@@ -359,44 +338,28 @@ fn plan(
         core.catch_up(now, version, &control);
         let owned = (index..shard_count).step_by(usize::from(core_count)).map(ShardId);
         let shard_dirs = owned.map(|shard| (shard, data.shard_dir(shard))).collect();
-        plans.push(Plan {
-            index,
-            core,
-            quic,
-            setup: CoreSetup { socket, shard_dirs, clock: Arc::clone(clock) },
-        });
+        let setup = CoreSetup { socket, shard_dirs, clock: Arc::clone(clock) };
+        plans.push(Plan { core, quic, host, setup, pin });
     }
     Ok(plans)
 }
 
-fn core_thread(
-    seat: Seat,
-    plan: Plan,
-    host: HostKind,
-    pin: bool,
-    ready: &Sender<Result<(), ServeError>>,
-) -> CoreEnd {
-    if pin {
+fn core_thread(seat: Seat, plan: Plan, started: &Started) -> CoreEnd {
+    if plan.pin {
         // A machine that refuses is slower, not wrong.
-        let _ = io::pin_to_allowed_cpu(usize::from(plan.index));
+        let _ = io::pin_to_allowed_cpu(usize::from(seat.index));
     }
-    let host = match io::open(host, plan.setup) {
+    // Nobody listens any more where another core did not start, and then this one ends too.
+    let host = match io::open(plan.host, plan.setup) {
         Ok(host) => host,
         Err(error) => {
-            let _ = ready.send(Err(error.into()));
+            let _ = started.send(Err(error.into()));
             return CoreEnd::default();
         }
     };
     seat.shared.mesh.attach(seat.index, host.waker());
-    let _ = ready.send(Ok(()));
+    let _ = started.send(Ok(()));
     CoreThread::new(seat, plan.core, plan.quic, host).run()
-}
-
-fn wait_ready(ready: &Receiver<Result<(), ServeError>>, core_count: u16) -> Result<(), ServeError> {
-    for _ in 0..core_count {
-        ready.recv().unwrap_or(Err(ServeError::Died))?;
-    }
-    Ok(())
 }
 
 fn random<const N: usize>() -> Result<[u8; N], ServeError> {
@@ -406,3 +369,6 @@ fn random<const N: usize>() -> Result<[u8; N], ServeError> {
     source.read_exact(&mut bytes).map_err(ServeError::Random)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

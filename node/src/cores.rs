@@ -1,0 +1,143 @@
+//! The threads of a node's cores: how they start, what the end of one means for the others, and how all end.
+//!
+//! | what happens | what the cores do |
+//! |---|---|
+//! | a drain is asked for, or a shard stops | end what runs, sync, and end together |
+//! | a core cannot start | end at once: nobody was told of this node |
+//! | a core panics | end at once, without another turn: what a core with a bug has told them cannot be relied on |
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use crate::io::NodeClock;
+use crate::mesh::Mesh;
+use crate::run::CoreEnd;
+use crate::serve::ServeError;
+
+/// What all cores and whoever stops them share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) mesh: Mesh,
+    pub(crate) clock: Arc<NodeClock>,
+    draining: AtomicBool,
+    ending: AtomicBool,
+    /// Cores that still have work after a drain began. Mail may come until it is 0.
+    pub(crate) busy_cores: AtomicU32,
+}
+
+impl Shared {
+    pub(crate) fn new(core_count: u16, clock: Arc<NodeClock>) -> Shared {
+        Shared {
+            mesh: Mesh::new(core_count),
+            clock,
+            draining: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            busy_cores: AtomicU32::new(u32::from(core_count)),
+        }
+    }
+
+    /// Every core ends what runs, syncs and ends.
+    pub(crate) fn drain(&self) {
+        self.raise(&self.draining);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Every core ends, without another turn. To what is on the disk it is as if the process had been killed.
+    pub(crate) fn end_now(&self) {
+        self.raise(&self.ending);
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    fn raise(&self, flag: &AtomicBool) {
+        if !flag.swap(true, Ordering::AcqRel) {
+            self.mesh.wake_all();
+        }
+    }
+}
+
+/// Where a core sits, and how its thread behaves. One that is left in a panic ends the node at once.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) index: u16,
+    pub(crate) core_count: u16,
+    pub(crate) shared: Arc<Shared>,
+    /// How long a loaded turn collects, in us.
+    pub(crate) turn_wait_us: u32,
+    pub(crate) drain_timeout_ms: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared.end_now();
+        }
+    }
+}
+
+/// Says once whether a core has started. Kept by its thread until that ends.
+pub(crate) type Started = Sender<Result<(), ServeError>>;
+
+/// The threads of all cores.
+#[derive(Debug)]
+pub(crate) struct Cores {
+    threads: Vec<JoinHandle<CoreEnd>>,
+    started: Receiver<Result<(), ServeError>>,
+}
+
+impl Cores {
+    /// Starts a thread for each seat, and waits until every one has its host.
+    ///
+    /// # Errors
+    /// The first core that did not start; the others have ended then.
+    pub(crate) fn start<P: Send + 'static>(
+        shared: &Shared,
+        plans: Vec<(Seat, P)>,
+        body: impl Fn(Seat, P, &Started) -> CoreEnd + Clone + Send + 'static,
+    ) -> Result<Cores, ServeError> {
+        let count = plans.len();
+        let (sender, started) = channel();
+        let mut cores = Cores { threads: Vec::with_capacity(count), started };
+        let mut result = Ok(());
+        for (seat, plan) in plans {
+            let (sender, body) = (sender.clone(), body.clone());
+            let name = format!("core-{}", seat.index);
+            let body = move || body(seat, plan, &sender);
+            match thread::Builder::new().name(name).spawn(body) {
+                Ok(thread) => cores.threads.push(thread),
+                Err(error) => {
+                    result = Err(ServeError::Thread(error));
+                    break;
+                }
+            }
+        }
+        drop(sender);
+        for _ in 0..count {
+            if result.is_ok() {
+                result = cores.started.recv().unwrap_or(Err(ServeError::Died));
+            }
+        }
+        if let Err(error) = result {
+            shared.end_now();
+            cores.join()?;
+            return Err(error);
+        }
+        Ok(cores)
+    }
+
+    /// How each core ended.
+    ///
+    /// # Errors
+    /// [`ServeError::Died`] where one panicked.
+    pub(crate) fn join(self) -> Result<Vec<CoreEnd>, ServeError> {
+        let ends: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();
+        ends.into_iter().map(|end| end.map_err(|_| ServeError::Died)).collect()
+    }
+}

@@ -1,0 +1,62 @@
+use std::io::ErrorKind;
+use std::sync::mpsc::channel;
+
+use super::*;
+
+/// Far longer than a node takes to start and end, and far shorter than the drain that these tests allow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Serves a new directory on two cores with `body` on their threads, for as long as the node lives.
+fn serve_two(
+    body: impl Fn(Seat, Plan, &Started) -> CoreEnd + Clone + Send + 'static,
+) -> Result<ServeEnd, ServeError> {
+    let (sender, ended) = channel();
+    thread::spawn(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let config = NodeConfig {
+            data: dir.path().to_owned(),
+            cores: Some(2),
+            allow_tmpfs: true,
+            drain_timeout_ms: 600_000,
+            ..NodeConfig::tiny()
+        };
+        let data = DataDir::open_or_format(&config).unwrap();
+        sender.send(serve_with(&config, &data, &Arc::default(), |_| {}, |_| {}, body)).unwrap();
+    });
+    ended.recv_timeout(PATIENCE).expect("the node ends by itself")
+}
+
+#[test]
+fn a_panic_on_one_core_ends_the_node() {
+    let end = serve_two(|seat, plan, started| {
+        if seat.index == 0 {
+            return core_thread(seat, plan, started);
+        }
+        started.send(Ok(())).unwrap();
+        panic!("a bug on core 1, for this test");
+    });
+    assert!(matches!(end, Err(ServeError::Died)), "{end:?}");
+}
+
+#[test]
+fn a_panic_while_a_core_starts_ends_the_node() {
+    let end = serve_two(|seat, plan, started| {
+        assert_eq!(seat.index, 0, "a bug on core 1, for this test");
+        core_thread(seat, plan, started)
+    });
+    assert!(matches!(end, Err(ServeError::Died)), "{end:?}");
+}
+
+#[test]
+fn a_core_that_cannot_start_ends_the_others_at_once() {
+    let end = serve_two(|seat, plan, started| {
+        if seat.index == 0 {
+            return core_thread(seat, plan, started);
+        }
+        let source = ErrorKind::OutOfMemory.into();
+        let refused = HostError { kind: HostKind::Poll, step: "make a ring", source };
+        started.send(Err(refused.into())).unwrap();
+        CoreEnd::default()
+    });
+    assert!(matches!(end, Err(ServeError::Host(_))), "{end:?}");
+}
