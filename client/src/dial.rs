@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use escapement_protocol::steering::{CORE_COUNT_MAX, first_byte_for};
 use quinn::congestion::CubicConfig;
 use quinn::{
     AckFrequencyConfig, ClientConfig, ConnectionError, ConnectionId, EndpointConfig, IdleTimeout,
@@ -78,16 +79,10 @@ impl Core {
         for word in bytes.chunks_mut(8) {
             word.copy_from_slice(&random().to_le_bytes()[..word.len()]);
         }
-        bytes[0] = self.first_byte(bytes[0]);
+        // The node says both numbers, and what it says is no reason to panic.
+        let count = usize::from(self.count).clamp(1, CORE_COUNT_MAX);
+        bytes[0] = first_byte_for(usize::from(self.index) % count, count, bytes[0]);
         ConnectionId::new(&bytes)
-    }
-
-    /// The byte nearest below or at `random` that names this core, or the core's own number.
-    fn first_byte(self, random: u8) -> u8 {
-        let (random, count) = (u16::from(random), self.count.clamp(1, 256));
-        let index = self.index % count;
-        let byte = random - random % count + index;
-        u8::try_from(byte).unwrap_or_else(|_| (byte - count) as u8)
     }
 }
 
@@ -147,14 +142,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_byte_of_a_connection_id_names_the_core_whatever_the_random_byte() {
-        for count in 1..=256 {
-            for index in 0..count {
-                let core = Core { index, count };
-                for random in 0..=u8::MAX {
-                    assert_eq!(u16::from(core.first_byte(random)) % count, index, "{core:?} {random}");
-                }
-            }
+    fn a_connection_id_names_its_core_and_no_numbers_of_a_node_make_it_panic() {
+        for (index, count) in [(0, 1), (2, 3), (255, 256)] {
+            let id = Core { index, count }.connection_id();
+            assert_eq!(u16::from(id[0]) % count, index);
+        }
+        for (index, count) in [(0, 0), (9, 3), (u16::MAX, u16::MAX)] {
+            assert_eq!(Core { index, count }.connection_id().len(), INITIAL_ID_SIZE_BYTES);
         }
     }
 

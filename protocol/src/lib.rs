@@ -15,6 +15,7 @@ pub mod frame;
 mod generated;
 pub mod ids;
 pub mod settings;
+pub mod steering;
 pub mod task;
 pub mod time;
 

@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //! * only connections that something happened to are looked at: no step scans all of them;
-//! * every connection id that is issued steers to this core ([`steering`]);
+//! * every connection id that is issued steers to this core ([`escapement_protocol::steering`]);
 //! * one stream announced by [`QuicEvent::StreamOpened`] ends by exactly one of: [`QuicEvent::StreamClosed`],
 //!   [`QuicServer::reset`], or the [`QuicEvent::Closed`] of its connection;
 //! * what a peer can make the server hold is bounded: streams, receive windows, half-open handshakes,
@@ -25,7 +25,7 @@ mod event;
 mod keys;
 mod queue;
 mod server;
-pub mod steering;
+mod steering;
 mod timers;
 
 pub use config::{QuicConfig, QuicConfigError};

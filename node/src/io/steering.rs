@@ -1,43 +1,13 @@
-//! Which core a datagram belongs to: the first byte of its destination connection id, modulo the core count.
-//!
-//! The kernel computes it in a classic BPF program of the sockets' reuseport group, which needs no privilege;
-//! [`core_of_datagram`] is the same rule in Rust. Connection ids are made so that it holds
-//! ([`first_byte_for`]), which is why a connection stays on its core when the client's address changes.
+//! The steering rule for the kernel, which has a classic BPF program of the sockets' reuseport group compute it. That
+//! needs no privilege.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
+pub use escapement_protocol::steering::{CORE_COUNT_MAX, core_of_datagram, first_byte_for};
+use escapement_protocol::steering::{LONG_HEADER, LONG_HEADER_ID_AT, SHORT_HEADER_ID_AT};
+
 use super::sys;
-
-/// Most cores that one byte can tell apart.
-pub const CORE_COUNT_MAX: usize = 256;
-
-/// Set in the first byte of a packet with a long header, where the id starts at byte 6 (after version and
-/// length); in one with a short header it starts at byte 1. RFC 9000, section 17.
-const LONG_HEADER: u8 = 0x80;
-const LONG_HEADER_ID_AT: usize = 6;
-const SHORT_HEADER_ID_AT: usize = 1;
-
-/// The core that a datagram belongs to; 0 where it is too short to say, as the kernel's filter has it.
-#[must_use]
-pub fn core_of_datagram(datagram: &[u8], core_count: usize) -> usize {
-    let at = match datagram.first() {
-        Some(first) if first & LONG_HEADER != 0 => LONG_HEADER_ID_AT,
-        _ => SHORT_HEADER_ID_AT,
-    };
-    datagram.get(at).map_or(0, |&byte| usize::from(byte) % core_count)
-}
-
-/// A connection id's first byte that names `core`, drawn with the given random byte.
-///
-/// # Panics
-/// If `core` is not below `core_count`, or `core_count` is above [`CORE_COUNT_MAX`].
-#[must_use]
-pub fn first_byte_for(core: usize, core_count: usize, random: u8) -> u8 {
-    assert!(core < core_count && core_count <= CORE_COUNT_MAX, "core {core} of {core_count}");
-    let strides = CORE_COUNT_MAX / core_count;
-    ((usize::from(random) % strides) * core_count + core) as u8
-}
 
 /// Attaches the rule to the reuseport group of `socket`. The group's sockets are numbered in the order in which
 /// they were bound, and the last one takes the number of any that is closed: keep all of them open.
@@ -45,17 +15,22 @@ pub(super) fn attach(socket: BorrowedFd<'_>, core_count: usize) -> io::Result<()
     sys::attach_reuseport_filter(socket, &program(core_count as u32))
 }
 
+const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
+const JUMP_IF_BITS: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+const MODULO: u32 = libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_A;
+
 fn program(core_count: u32) -> [libc::sock_filter; 7] {
     let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     [
-        step(load_byte, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 2, u32::from(LONG_HEADER)),
-        step(load_byte, 0, 0, LONG_HEADER_ID_AT as u32),
-        step(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
-        step(load_byte, 0, 0, SHORT_HEADER_ID_AT as u32),
-        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, core_count),
-        step(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
+        step(LOAD_BYTE, 0, 0, 0),
+        step(JUMP_IF_BITS, 0, 2, u32::from(LONG_HEADER)),
+        step(LOAD_BYTE, 0, 0, LONG_HEADER_ID_AT as u32),
+        step(JUMP, 0, 0, 1),
+        step(LOAD_BYTE, 0, 0, SHORT_HEADER_ID_AT as u32),
+        step(MODULO, 0, 0, core_count),
+        step(RETURN, 0, 0, 0),
     ]
 }
 
@@ -63,23 +38,39 @@ fn program(core_count: u32) -> [libc::sock_filter; 7] {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_first_byte_made_for_a_core_leads_to_it() {
-        for core_count in 1..=CORE_COUNT_MAX {
-            for core in 0..core_count {
-                for random in [0, 1, 127, 128, 255] {
-                    let byte = first_byte_for(core, core_count, random);
-                    assert_eq!(core_of_datagram(&[0x40, byte], core_count), core);
-                    assert_eq!(core_of_datagram(&[0xc0, 0, 0, 0, 1, 8, byte], core_count), core);
-                }
+    /// Runs a program on a packet as the kernel does: a read past the packet's end returns 0.
+    fn run(program: &[libc::sock_filter], packet: &[u8]) -> u32 {
+        let (mut accumulator, mut at) = (0, 0);
+        loop {
+            let step = program[at];
+            at += 1;
+            match u32::from(step.code) {
+                LOAD_BYTE => match packet.get(step.k as usize) {
+                    Some(&byte) => accumulator = u32::from(byte),
+                    None => return 0,
+                },
+                JUMP => at += step.k as usize,
+                JUMP_IF_BITS if accumulator & step.k != 0 => at += usize::from(step.jt),
+                JUMP_IF_BITS => at += usize::from(step.jf),
+                MODULO => accumulator %= step.k,
+                RETURN => return accumulator,
+                other => panic!("unknown operation {other:#x}"),
             }
         }
     }
 
     #[test]
-    fn a_datagram_too_short_to_name_a_core_goes_to_the_first() {
-        for datagram in [&[][..], &[0x40], &[0xc0, 9, 9, 9, 9, 9]] {
-            assert_eq!(core_of_datagram(datagram, 4), 0);
+    fn the_kernels_program_and_the_function_agree_on_every_packet() {
+        for core_count in [1, 2, 3, 7, 64, 255, 256] {
+            let program = program(core_count as u32);
+            for byte in 0..=u8::MAX {
+                let short = [0x40, byte, 9, 9, 9, 9, 9, 9];
+                let long = [0xc0, 0, 0, 0, 1, 8, byte, 9];
+                for packet in [&short[..], &long[..], &short[..1], &long[..6], &[]] {
+                    let core = core_of_datagram(packet, core_count);
+                    assert_eq!(run(&program, packet) as usize, core, "{packet:?} of {core_count}");
+                }
+            }
         }
     }
 }
