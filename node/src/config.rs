@@ -275,13 +275,28 @@ impl NodeConfig {
             return Err(wrong("segment_size", format_bytes(size), reason));
         }
         within("segment_spares", self.segment_spares, 1, 64)?;
-        let count = self.shard_count_of_new_directory();
-        if self.log_size_bytes_max / u64::from(count) < SEGMENT_COUNT_MIN * size {
+        let least = SEGMENT_COUNT_MIN * SEGMENT_SIZE_BYTES_MIN;
+        if self.log_size_bytes_max < least {
+            let reason = format!("at least {} is needed", format_bytes(least));
+            return Err(wrong("log_size_max", format_bytes(self.log_size_bytes_max), reason));
+        }
+        Ok(())
+    }
+
+    /// Checks that what the shards divide among them is enough for each, given a data directory that was formatted, or
+    /// is to be, with so many shards and segments of this size.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn check_shares(&self, shard_count: u16, segment_size_bytes: u64) -> Result<(), ConfigError> {
+        let log_least = segment_size_bytes.saturating_mul(u64::from(shard_count) * SEGMENT_COUNT_MIN);
+        if self.log_size_bytes_max < log_least {
             return contradiction(format!(
-                "log_size_max is {}, and {count} shards need {SEGMENT_COUNT_MIN} segments of {} each: raise \
-                 log_size_max, or lower segment_size or shards",
+                "log_size_max is {}, and {shard_count} shards need {SEGMENT_COUNT_MIN} segments of {} each: set \
+                 log_size_max to {} or more, or format another directory with fewer shards or smaller segments",
                 format_bytes(self.log_size_bytes_max),
-                format_bytes(size),
+                format_bytes(segment_size_bytes),
+                format_bytes(log_least),
             ));
         }
         Ok(())

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use escapement_protocol::ShardId;
 use escapement_wal::{LogIdentity, OpenError};
 
-use crate::config::NodeConfig;
+use crate::config::{ConfigError, NodeConfig};
 pub use files::{FileFault, IDENTITY_FORMAT, Identity};
 use files::{Keys, SECRET_SIZE_BYTES};
 
@@ -116,6 +116,9 @@ pub enum DataDirError {
         /// What was asked for.
         asked: u16,
     },
+    /// What its shards would get of something is too little.
+    #[error(transparent)]
+    Shares(#[from] ConfigError),
     /// It lies in memory.
     #[error(
         "{path} lies in memory, where a restart of the machine loses it: give a directory on a disk, or --allow-tmpfs",
@@ -189,6 +192,7 @@ impl DataDir {
         contents.refuse_foreign(path)?;
         let is_new = !contents.has_identity;
         if is_new {
+            config.check_shares(config.shard_count_of_new_directory(), config.segment_size_bytes)?;
             format::format(config, &contents)?;
         } else if contents.has_new_identity {
             // A crash came between two steps of the rename's durability: formatting was complete.
@@ -202,6 +206,7 @@ impl DataDir {
                 asked,
             });
         }
+        config.check_shares(identity.shard_count, identity.segment_size_bytes)?;
         let keys = read_file(&path.join(KEYS), Keys::parse)?;
         let data = DataDir { path: path.clone(), identity, keys, is_new, _lock: lock };
         data.check_shards()?;

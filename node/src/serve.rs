@@ -195,8 +195,6 @@ fn host_kind(config: &NodeConfig, on_notice: &impl Fn(&str)) -> HostKind {
 
 fn wal_config(config: &NodeConfig, shard_count: u16) -> WalConfig {
     WalConfig {
-        segment_size_bytes: config.segment_size_bytes,
-        spare_count: config.segment_spares_of(shard_count),
         log_size_bytes_max: config.log_size_bytes_max / u64::from(shard_count),
         accept_loss: config.accept_loss,
         ..WalConfig::default()

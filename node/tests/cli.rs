@@ -126,6 +126,8 @@ fn wrong_arguments_say_what_would_be_right() {
     let file = dir.path().join("node.toml");
     fs::write(&file, "data = 'd'\nlisen = '127.0.0.1:0'\n").unwrap();
     let file = file.to_str().unwrap();
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
     for (args, says) in [
         (vec!["serve"], "--data DIR"),
         (vec!["serve", "--config", file], "did you mean \"listen\"?"),
@@ -133,6 +135,10 @@ fn wrong_arguments_say_what_would_be_right() {
         (vec!["serve", "--data", "d", "--segment-size", "64M"], "64MiB"),
         (vec!["serve", "--data", "d", "--host", "epoll"], "uring or poll"),
         (vec!["serve", "--data", "d", "--shards", "2", "--cores", "4"], "lower cores"),
+        (
+            vec!["serve", "--data", data, "--allow-tmpfs", "--shards", "64", "--log-size-max", "1GiB"],
+            "set log_size_max to 8GiB",
+        ),
         (vec!["publish", "--topic", "t", "--delay", "soon"], "1m30s"),
         (vec!["publish", "--topic", "t", "--at", "tomorrow"], "2031-05-17T08:30:00Z"),
         (vec!["publish", "--topic", "t", "--at", "0", "--delay", "1s"], "cannot be used with"),

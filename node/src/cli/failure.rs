@@ -95,7 +95,11 @@ impl From<ConfigError> for Failure {
 
 impl From<DataDirError> for Failure {
     fn from(error: DataDirError) -> Failure {
-        Failure::new(Exit::Data, error.to_string())
+        let exit = match &error {
+            DataDirError::Shares(_) => Exit::Usage,
+            _ => Exit::Data,
+        };
+        Failure::new(exit, error.to_string())
     }
 }
 

@@ -115,8 +115,7 @@ fn wrong_values_say_what_would_be_right() {
         ("pin = 'yes'", "true or false"),
         ("listen = 'localhost'", "0.0.0.0:4433"),
         ("data = ''", "a path"),
-        ("log_size_max = '100MiB'", "raise log_size_max"),
-        ("log_size_max = '200MiB'\nshards = 2", "raise log_size_max"),
+        ("log_size_max = '1MiB'", "at least 2MiB"),
         ("accept_loss = 'yes'", "16 hexadecimal"),
         ("mtu = 1.5", "whole number"),
         ("shards = [1]", "whole number"),
@@ -136,6 +135,15 @@ fn a_missing_data_directory_and_a_missing_file_are_named() {
     assert!(error.contains("--data"), "{error}");
     let error = NodeConfig::default().read_file(Path::new("nowhere/node.toml")).unwrap_err().to_string();
     assert!(error.contains("nowhere/node.toml"), "{error}");
+}
+
+#[test]
+fn each_shards_part_of_the_log_holds_two_segments() {
+    let config = NodeConfig { log_size_bytes_max: 1 << 30, ..NodeConfig::default() };
+    config.check_shares(8, 64 << 20).unwrap();
+    config.check_shares(64, 8 << 20).unwrap();
+    let error = config.check_shares(9, 64 << 20).unwrap_err().to_string();
+    assert!(error.contains("set log_size_max to 1152MiB"), "{error}");
 }
 
 #[test]

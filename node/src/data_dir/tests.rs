@@ -104,6 +104,34 @@ fn a_directory_keeps_its_number_of_shards() {
 }
 
 #[test]
+fn the_logs_limit_is_divided_over_the_shards_that_there_are() {
+    let root = tempfile::tempdir().unwrap();
+    let one = NodeConfig { shards: Some(1), log_size_bytes_max: 2 << 20, ..config(root.path()) };
+    drop(DataDir::open_or_format(&one).unwrap());
+    // Neither the CPUs of this machine nor the size of new segments matter to a directory that has its own.
+    let unsaid = NodeConfig { shards: None, cores: None, segment_size_bytes: 64 << 20, ..one };
+    unsaid.validate().unwrap();
+    drop(DataDir::open_or_format(&unsaid).unwrap());
+
+    let root = tempfile::tempdir().unwrap();
+    let many = NodeConfig { shards: Some(16), log_size_bytes_max: 32 << 20, ..config(root.path()) };
+    drop(DataDir::open_or_format(&many).unwrap());
+    let short = NodeConfig { shards: None, cores: None, log_size_bytes_max: 31 << 20, ..many };
+    short.validate().unwrap();
+    let refused = refusal(&short);
+    assert!(refused.contains("16 shards") && refused.contains("set log_size_max to 32MiB"), "{refused}");
+}
+
+#[test]
+fn a_new_directory_with_too_little_for_each_shard_is_not_formatted() {
+    let root = tempfile::tempdir().unwrap();
+    let config = NodeConfig { log_size_bytes_max: 2 << 20, ..config(root.path()) };
+    config.validate().unwrap();
+    assert!(matches!(DataDir::open_or_format(&config), Err(DataDirError::Shares(_))));
+    assert_eq!(names(root.path()), ["LOCK"]);
+}
+
+#[test]
 fn what_was_lost_or_damaged_is_named() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path();
