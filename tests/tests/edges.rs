@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("node", &["protocol", "wal", "router", "engine", "frontend", "delivery", "client"]),
     ("loadgen", &["protocol", "client", "node"]),
     ("bench", &["protocol", "wal", "router", "engine"]),
-    ("tests", &["protocol", "wal", "router", "engine", "frontend", "delivery", "client", "node", "loadgen"]),
+    ("tests", &["protocol", "wal", "router", "engine", "frontend", "client", "node", "loadgen"]),
 ];
 
 /// Crates that reach neither the operating system nor chance, whatever they depend on.

@@ -3,10 +3,12 @@
 //! Rules are functions from a text to findings, each tried on planted violations in its own file. This
 //! file says which texts a rule is for, and holds the reviewed exceptions, each with its reason.
 
+mod manifests;
 mod markdown;
 mod rules;
 mod source;
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use escapement_protocol::ErrorCode;
@@ -141,6 +143,28 @@ fn pure_crates_reach_for_no_clock_thread_or_file() {
             .any(|name| file.path.strip_prefix(name).is_some_and(|rest| rest.starts_with("/src/")))
     };
     hold(|file| is_rust(file) && is_pure(file), |file| rules::impurities(&file.text));
+}
+
+fn is_manifest(file: &SourceFile) -> bool {
+    file.path.ends_with("/Cargo.toml")
+}
+
+#[test]
+fn every_dependency_of_a_crate_is_named_in_its_sources() {
+    let files = repository_texts();
+    hold(is_manifest, |manifest| {
+        let folder = manifest.path.trim_end_matches("Cargo.toml");
+        let sources = files.iter().filter(|file| is_rust(file) && file.path.starts_with(folder));
+        manifests::unused_dependencies(&manifest.text, sources.map(|file| file.text.as_str()))
+    });
+}
+
+#[test]
+fn every_dependency_that_the_workspace_offers_is_taken() {
+    let members: Vec<_> = repository_texts().into_iter().filter(is_manifest).collect();
+    let taken: BTreeSet<_> =
+        members.iter().flat_map(|manifest| manifests::dependencies(&manifest.text)).collect();
+    hold(|file| file.path == "Cargo.toml", |file| manifests::unused_offers(&file.text, &taken));
 }
 
 #[test]
