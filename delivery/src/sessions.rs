@@ -51,18 +51,6 @@ impl<S: Copy> Sessions<S> {
         self.sessions.remove(&session)
     }
 
-    /// A session.
-    #[must_use]
-    pub fn session(&self, session: u64) -> Option<&Session<S>> {
-        self.sessions.get(&session)
-    }
-
-    /// How many sessions are attached.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.sessions.len()
-    }
-
     /// Adds one push, copying the event's bytes. Pushes to a session that has gone are dropped: its
     /// subscription's owner learns of the end, and sends the task elsewhere.
     pub fn push(&mut self, session: u64, item: PushItem, event: &[u8]) {
@@ -99,12 +87,6 @@ impl<S: Copy> Sessions<S> {
             }
         }
         self.dirty = still_dirty;
-    }
-
-    /// Whether frames wait for room.
-    #[must_use]
-    pub fn is_blocked(&self) -> bool {
-        !self.dirty.is_empty()
     }
 }
 
@@ -156,7 +138,7 @@ mod tests {
                 Ok(())
             });
             room += 1;
-            if !sessions.is_blocked() {
+            if sessions.dirty.is_empty() {
                 break;
             }
         }

@@ -6,6 +6,7 @@
 //! for what must be asked of shards and sessions; answers come back by ticket.
 
 mod admin;
+mod cancel;
 mod publish;
 mod stream;
 
@@ -14,8 +15,8 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, CancelReply, CancelVerdict, Credit, ErrorFrame, Frame, FrameWriter, GoAway,
-    Hello, Items, ResultItem, ShardMapInfo, Subscribe, Subscribed, Welcome,
+    AdminAnswer, AdminRequest, Credit, ErrorFrame, Frame, FrameWriter, GoAway, Hello, Items, ResultItem,
+    ShardMapInfo, Subscribe, Subscribed, Welcome,
 };
 use escapement_protocol::{
     EVENT_SIZE_BYTES_MAX, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Now, PROTOCOL_VERSION, ShardId, TopicId,
@@ -23,16 +24,10 @@ use escapement_protocol::{
 
 pub use publish::PublishAnswer;
 use publish::Publisher;
-use stream::{Cancelling, Stream};
+use stream::Stream;
 
 /// Most requests of one stream that may wait for an answer.
 const REQUESTS_MAX: usize = 1_024;
-
-/// Most events in one cancellation.
-const CANCEL_COUNT_MAX: usize = 4_096;
-
-/// Most events in all unanswered cancellations of one stream.
-const CANCEL_EVENTS_MAX: usize = 16 * CANCEL_COUNT_MAX;
 
 /// Bytes of answers to one stream in one turn from which on requests with large answers are refused.
 const ANSWERS_SIZE_BYTES_MAX: usize = 1024 * 1024;
@@ -161,12 +156,6 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         let mut named: Vec<(u64, S)> = named.map(|(stream, state)| (state.number, *stream)).collect();
         named.sort_unstable_by_key(|(number, _)| *number);
         named.into_iter().map(|(_, stream)| stream).collect()
-    }
-
-    /// How many streams are open.
-    #[must_use]
-    pub fn stream_count(&self) -> usize {
-        self.streams.len()
     }
 
     /// Whether the stream publishes, and so must wait while the log is behind.
@@ -345,84 +334,6 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         self.streams.get(&stream).and_then(|s| s.session).ok_or_else(|| {
             malformed(format!("{what} came on a stream without a session: send Subscribe first"))
         })
-    }
-
-    fn cancel(
-        &mut self,
-        stream: S,
-        request: u64,
-        events: Items<'_, EventId>,
-        backend: &mut impl Backend<S>,
-    ) -> Result<(), Violation> {
-        let shard_count = self.config.shard_map.shard_count;
-        let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
-        if request == 0 {
-            return Err(malformed(REQUEST_ZERO));
-        }
-        if state.cancels.contains_key(&request) {
-            return Err(malformed(format!("cancellation {request} has no answer yet, and was sent again")));
-        }
-        let asked = events.len();
-        if asked > CANCEL_COUNT_MAX {
-            let message = format!("one request cancels at most {CANCEL_COUNT_MAX} events, not {asked}");
-            self.send_error(stream, request, &refusal(ErrorCode::TooManyRequests, message));
-            return Ok(());
-        }
-        if state.cancels.len() >= REQUESTS_MAX || state.cancel_events + asked > CANCEL_EVENTS_MAX {
-            self.send_error(stream, request, &too_many());
-            return Ok(());
-        }
-        state.cancel_events += asked;
-        let verdicts = vec![CancelVerdict::NotFound; asked];
-        state.cancels.insert(request, Cancelling { verdicts, missing: asked, refusal: None });
-        for (slot, event) in events.iter().enumerate() {
-            let ticket = self.waiting.insert(Waiting::Cancel { stream, request, slot }) as u64;
-            if event.shard.0 >= shard_count {
-                self.cancelled(ticket, CancelVerdict::NotFound);
-            } else {
-                backend.cancel(ticket, event);
-            }
-        }
-        if asked == 0 {
-            self.finish_cancel(stream, request);
-        }
-        Ok(())
-    }
-
-    /// A verdict for a ticket.
-    pub fn cancelled(&mut self, ticket: u64, verdict: CancelVerdict) {
-        self.cancel_answered(ticket, Ok(verdict));
-    }
-
-    fn cancel_answered(&mut self, ticket: u64, answer: Result<CancelVerdict, Refusal>) {
-        let Some(&Waiting::Cancel { stream, request, slot }) = self.waiting.get(ticket as usize) else {
-            return;
-        };
-        self.waiting.remove(ticket as usize);
-        let Some(state) = self.streams.get_mut(&stream) else { return };
-        let Some(cancelling) = state.cancels.get_mut(&request) else { return };
-        match answer {
-            Ok(verdict) => cancelling.verdicts[slot] = verdict,
-            Err(refusal) => cancelling.refusal = Some(refusal),
-        }
-        cancelling.missing -= 1;
-        if cancelling.missing == 0 {
-            self.finish_cancel(stream, request);
-        }
-    }
-
-    fn finish_cancel(&mut self, stream: S, request: u64) {
-        let Some(state) = self.streams.get_mut(&stream) else { return };
-        let Some(Cancelling { verdicts, refusal, .. }) = state.cancels.remove(&request) else { return };
-        state.cancel_events -= verdicts.len();
-        match refusal {
-            // Of some events nothing is known: the client asks again, and those that were cancelled are not found.
-            Some(refusal) => self.send_error(stream, request, &refusal),
-            None => {
-                let verdicts = Items::from(verdicts.as_slice());
-                self.send(stream, &Frame::CancelReply(CancelReply { request, verdicts }));
-            }
-        }
     }
 
     /// A refusal for a ticket.

@@ -55,8 +55,6 @@ pub struct LogUsage {
     pub last_block_seq: BlockSeq,
     /// Bytes of extents handed to the disk since the log was opened.
     pub written_bytes: u64,
-    /// Blocks among them.
-    pub written_block_count: u64,
 }
 
 /// What opening found out, and the running log continues from.
@@ -109,7 +107,6 @@ pub struct LocalWal {
     pool: Vec<AlignedBuf>,
     poison: Option<io::Error>,
     written_bytes: u64,
-    written_block_count: u64,
 }
 
 impl LocalWal {
@@ -135,7 +132,6 @@ impl LocalWal {
             pool: Vec::new(),
             poison: None,
             written_bytes: 0,
-            written_block_count: 0,
         };
         wal.maintain();
         wal
@@ -290,7 +286,6 @@ impl LocalWal {
             unproven: kind == BlockKind::Data,
         };
         self.written_bytes += u64::from(size_bytes);
-        self.written_block_count += 1;
         let id = self.op_id();
         self.in_flight.push_back(InFlight { seq, op: id, done: false });
         self.ops.push_back(DiskOp::Write { id, file: FileId(slot), offset: u64::from(place.offset), buf });
@@ -335,7 +330,6 @@ impl LocalWal {
             oldest_sealed_last_block_seq: (self.space.live.len() > 1).then_some(oldest.last),
             last_block_seq: self.tail.last,
             written_bytes: self.written_bytes,
-            written_block_count: self.written_block_count,
         }
     }
 

@@ -123,14 +123,6 @@ impl Observation {
     }
 }
 
-impl RecoveryCase {
-    /// Whether an orderly stopped log ends like this: not worth a word in a report.
-    #[must_use]
-    pub fn is_ordinary_end(self) -> bool {
-        matches!(self, RecoveryCase::Blank | RecoveryCase::FrameElsewhere | RecoveryCase::SegmentEnd)
-    }
-}
-
 /// What to do at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
