@@ -29,9 +29,10 @@ pub const SEGMENT_SIZE_BYTES_END: u64 = 4 * 1024 * 1024 * 1024;
 pub const SEGMENT_ALIGN_BYTES: u64 = 4096;
 /// Fewest segments of a shard: one is written while the other is freed.
 pub const SEGMENT_COUNT_MIN: u64 = 2;
-/// Least memory for payloads with which a node can hold a few of the largest events.
-pub const MEMORY_BYTES_MIN: u64 = 16 * 1024 * 1024;
-/// Memory for payloads where the machine does not say how much it has.
+/// Least memory of a shard for pending events. A few MiB of it stay taken once it has had any, and a few of the largest
+/// events have to fit beside.
+pub const MEMORY_PER_SHARD_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// Memory for pending events where the machine does not say how much it has.
 const MEMORY_BYTES_FALLBACK: u64 = 1024 * 1024 * 1024;
 
 /// Everything a node is told. Each field's range and lifetime are in [`settings::SETTINGS`].
@@ -47,9 +48,11 @@ pub struct NodeConfig {
     pub cores: Option<u16>,
     /// How cores talk to the operating system. Default: the best that works here.
     pub host: Option<HostKind>,
-    /// Bytes that resident payloads of the whole node may take. Default: a quarter of the memory it may use.
-    pub memory_bytes: u64,
-    /// Most events accepted per second by the whole node, 0 for no bound. Default 0.
+    /// Most bytes of pending events and their index, divided evenly over the shards. Default: a quarter of the memory
+    /// that the process may use, and at least [`MEMORY_PER_SHARD_BYTES_MIN`] for each shard.
+    pub memory_bytes: Option<u64>,
+    /// Most events accepted per second by the whole node, 0 for no bound; divided evenly over the shards, each share
+    /// rounded up. Default 0.
     pub admission_per_s: u64,
     /// Largest datagram that path discovery probes for, in bytes of UDP payload. Default 1,452.
     pub mtu: u16,
@@ -94,7 +97,7 @@ impl Default for NodeConfig {
             shards: None,
             cores: None,
             host: None,
-            memory_bytes: default_memory_bytes(),
+            memory_bytes: None,
             admission_per_s: 0,
             mtu: 1_452,
             tls: TlsConfig::default(),
@@ -109,10 +112,6 @@ impl Default for NodeConfig {
             accept_loss: None,
         }
     }
-}
-
-fn default_memory_bytes() -> u64 {
-    memory::available_bytes().map_or(MEMORY_BYTES_FALLBACK, |bytes| (bytes / 4).max(MEMORY_BYTES_MIN))
 }
 
 /// Why a configuration is refused.
@@ -171,7 +170,7 @@ impl NodeConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             shards: Some(2),
             cores: Some(1),
-            memory_bytes: 64 * 1024 * 1024,
+            memory_bytes: Some(64 * 1024 * 1024),
             segment_size_bytes: SEGMENT_SIZE_BYTES_MIN,
             segment_spares: 1,
             log_size_bytes_max: 16 * SEGMENT_SIZE_BYTES_MIN,
@@ -240,12 +239,9 @@ impl NodeConfig {
                 ));
             }
         }
-        if self.memory_bytes < MEMORY_BYTES_MIN {
-            return Err(wrong(
-                "memory",
-                format_bytes(self.memory_bytes),
-                format!("at least {} is needed", format_bytes(MEMORY_BYTES_MIN)),
-            ));
+        if let Some(bytes) = self.memory_bytes.filter(|bytes| *bytes < MEMORY_PER_SHARD_BYTES_MIN) {
+            let least = format_bytes(MEMORY_PER_SHARD_BYTES_MIN);
+            return Err(wrong("memory", format_bytes(bytes), format!("at least {least} is needed")));
         }
         within("mtu", self.mtu, 1_200, 65_527)?;
         self.validate_log()?;
@@ -299,7 +295,27 @@ impl NodeConfig {
                 format_bytes(log_least),
             ));
         }
+        let memory = self.memory_bytes(shard_count);
+        let memory_least = u64::from(shard_count) * MEMORY_PER_SHARD_BYTES_MIN;
+        if memory < memory_least {
+            return contradiction(format!(
+                "memory is {}, and {shard_count} shards need {} each: set memory to {} or more, or format another \
+                 directory with fewer shards",
+                format_bytes(memory),
+                format_bytes(MEMORY_PER_SHARD_BYTES_MIN),
+                format_bytes(memory_least),
+            ));
+        }
         Ok(())
+    }
+
+    /// Most bytes of pending events and their index, over so many shards.
+    #[must_use]
+    pub fn memory_bytes(&self, shard_count: u16) -> u64 {
+        self.memory_bytes.unwrap_or_else(|| {
+            let quarter = memory::available_bytes().map_or(MEMORY_BYTES_FALLBACK, |bytes| bytes / 4);
+            quarter.max(u64::from(shard_count) * MEMORY_PER_SHARD_BYTES_MIN)
+        })
     }
 
     /// Shards that a new data directory gets.

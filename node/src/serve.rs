@@ -209,6 +209,7 @@ fn recover(
 ) -> Result<Vec<Option<Recovered>>, ServeError> {
     let shard_count = data.shard_count();
     let wal = wal_config(config, shard_count);
+    let memory_bytes_max = (config.memory_bytes(shard_count) / u64::from(shard_count)) as usize;
     let seed = u64::from_le_bytes(random()?);
     let results: Vec<Result<Recovered, String>> = thread::scope(|scope| {
         let threads: Vec<_> = (0..shard_count)
@@ -217,7 +218,7 @@ fn recover(
                 let config = ShardConfig {
                     shard: ShardId(shard),
                     shard_count,
-                    memory_bytes_max: (config.memory_bytes / u64::from(shard_count)) as usize,
+                    memory_bytes_max,
                     admission_per_s: config.admission_per_s.div_ceil(u64::from(shard_count)),
                     block_size_bytes_max: wal.records_size_bytes_max(),
                     batch_count_max: BATCH_COUNT_MAX,

@@ -139,6 +139,10 @@ fn wrong_arguments_say_what_would_be_right() {
             vec!["serve", "--data", data, "--allow-tmpfs", "--shards", "64", "--log-size-max", "1GiB"],
             "set log_size_max to 8GiB",
         ),
+        (
+            vec!["serve", "--data", data, "--allow-tmpfs", "--shards", "16", "--memory", "16MiB"],
+            "set memory to 256MiB",
+        ),
         (vec!["publish", "--topic", "t", "--delay", "soon"], "1m30s"),
         (vec!["publish", "--topic", "t", "--at", "tomorrow"], "2031-05-17T08:30:00Z"),
         (vec!["publish", "--topic", "t", "--at", "0", "--delay", "1s"], "cannot be used with"),

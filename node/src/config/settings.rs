@@ -122,16 +122,16 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "memory",
         value_name: "BYTES",
-        help: "Most bytes of event payloads in memory, over all shards",
-        default: "a quarter of the memory that the process may use",
-        range: "16MiB and more",
-        set: |config, text| set(&mut config.memory_bytes, parse_bytes(text)),
+        help: "Most bytes of pending events and their index, divided evenly over the shards",
+        default: "a quarter of the memory that the process may use, at least 16MiB for each shard",
+        range: "at least 16MiB for each shard",
+        set: |config, text| set(&mut config.memory_bytes, parse_bytes(text).map(Some)),
         ..BLANK
     },
     Setting {
         key: "admission",
         value_name: "RATE",
-        help: "Most events accepted per second, over all shards; 0 for no bound",
+        help: "Most events accepted per second, divided evenly over the shards, each share rounded up; 0 for no bound",
         default: "0",
         range: "a rate such as 500k/s",
         set: |config, text| set(&mut config.admission_per_s, parse_rate(text)),

@@ -49,7 +49,7 @@ fn a_file_sets_every_setting() {
             shards: Some(8),
             cores: Some(4),
             host: Some(HostKind::Poll),
-            memory_bytes: 2 << 30,
+            memory_bytes: Some(2 << 30),
             admission_per_s: 500_000,
             mtu: 8952,
             tls: TlsConfig {
@@ -75,7 +75,6 @@ fn defaults_and_the_tiny_profile_are_valid() {
     for config in [NodeConfig::default(), NodeConfig::tiny()] {
         NodeConfig { data: "d".into(), ..config }.validate().unwrap();
     }
-    assert!(NodeConfig::default().memory_bytes >= MEMORY_BYTES_MIN);
 }
 
 #[test]
@@ -144,6 +143,21 @@ fn each_shards_part_of_the_log_holds_two_segments() {
     config.check_shares(64, 8 << 20).unwrap();
     let error = config.check_shares(9, 64 << 20).unwrap_err().to_string();
     assert!(error.contains("set log_size_max to 1152MiB"), "{error}");
+}
+
+#[test]
+fn each_shards_part_of_the_memory_is_enough_for_one() {
+    let config = NodeConfig { memory_bytes: Some(64 << 20), ..NodeConfig::default() };
+    config.check_shares(4, 1 << 20).unwrap();
+    let error = config.check_shares(5, 1 << 20).unwrap_err().to_string();
+    assert!(error.contains("set memory to 80MiB"), "{error}");
+}
+
+#[test]
+fn memory_that_nobody_set_is_enough_for_every_number_of_shards() {
+    for shard_count in [1, 2, 64, SHARD_COUNT_MAX] {
+        NodeConfig::default().check_shares(shard_count, 1 << 20).unwrap();
+    }
 }
 
 #[test]

@@ -114,7 +114,12 @@ fn the_logs_limit_is_divided_over_the_shards_that_there_are() {
     drop(DataDir::open_or_format(&unsaid).unwrap());
 
     let root = tempfile::tempdir().unwrap();
-    let many = NodeConfig { shards: Some(16), log_size_bytes_max: 32 << 20, ..config(root.path()) };
+    let many = NodeConfig {
+        shards: Some(16),
+        memory_bytes: None,
+        log_size_bytes_max: 32 << 20,
+        ..config(root.path())
+    };
     drop(DataDir::open_or_format(&many).unwrap());
     let short = NodeConfig { shards: None, cores: None, log_size_bytes_max: 31 << 20, ..many };
     short.validate().unwrap();

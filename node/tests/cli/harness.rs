@@ -139,7 +139,7 @@ pub(crate) fn serve_args(data: &Path) -> Vec<&OsStr> {
         "--pin=false",
         "--segment-size=1MiB",
         "--segment-spares=1",
-        "--memory=64MiB",
+        "--memory=32MiB",
         "--allow-tmpfs",
         "--data",
     ];
