@@ -17,10 +17,12 @@ use std::path::{Path, PathBuf};
 
 use escapement_protocol::ids::SHARD_COUNT_MAX;
 
-use crate::io::{CORE_COUNT_MAX, HostKind, MIN_WAIT_US_MAX, allowed_cpu_count};
+use crate::io::{HostKind, MIN_WAIT_US_MAX, allowed_cpu_count};
 use settings::{SETTINGS, Setting};
 use units::format_bytes;
 
+/// Most core threads: their count fits a byte, as their index in a connection id does.
+pub const CORES_MAX: u16 = u8::MAX as u16;
 /// Smallest segment: its header and the largest extent fit.
 pub const SEGMENT_SIZE_BYTES_MIN: u64 = 1024 * 1024;
 /// Segments are smaller than this: offsets in them are 32 bits wide.
@@ -232,7 +234,7 @@ impl NodeConfig {
             within("shards", shards, 1, SHARD_COUNT_MAX)?;
         }
         if let Some(cores) = self.cores {
-            within("cores", usize::from(cores), 1, CORE_COUNT_MAX)?;
+            within("cores", cores, 1, CORES_MAX)?;
             if let Some(shards) = self.shards.filter(|shards| *shards < cores) {
                 return contradiction(format!(
                     "cores is {cores} and shards is {shards}: each core owns at least one shard, so lower cores"
@@ -342,7 +344,8 @@ impl NodeConfig {
 
 fn allowed_cpus() -> u16 {
     // A machine that hides its CPUs still has one.
-    allowed_cpu_count().map_or(1, |count| count.clamp(1, CORE_COUNT_MAX) as u16)
+    let count = allowed_cpu_count().unwrap_or(1);
+    u16::try_from(count).unwrap_or(CORES_MAX).clamp(1, CORES_MAX)
 }
 
 fn contradiction(text: String) -> Result<(), ConfigError> {

@@ -14,7 +14,7 @@ use escapement_protocol::{Epoch, Now, ShardId, WallMs};
 use escapement_router::Credit;
 use escapement_wal::{FsDirectory, LocalWal, LogIdentity, RecoveredBlock, WalConfig};
 
-use crate::config::NodeConfig;
+use crate::config::{CORES_MAX, NodeConfig};
 use crate::core::{CommitPolicy, Core, CoreConfig, core_of};
 use crate::cores::{Cores, Seat, Shared, Started};
 use crate::data_dir::DataDir;
@@ -66,7 +66,7 @@ pub enum ServeError {
     #[error("no shard can serve: {}", .0.join("; "))]
     NoShard(Vec<String>),
     #[error(
-        "the shard map needs {cores} cores for {shards} shards: give at most as many cores as shards, and at least 1"
+        "{cores} cores cannot share {shards} shards: give at most as many cores as shards, from 1 to {CORES_MAX}"
     )]
     Cores { cores: u16, shards: u16 },
     #[error("cannot read random bytes from the operating system: {0}")]
@@ -135,10 +135,7 @@ fn serve_with(
 ) -> Result<ServeEnd, ServeError> {
     let started = Instant::now();
     let shard_count = data.shard_count();
-    let core_count = config.core_count(shard_count);
-    if core_count == 0 || core_count > shard_count {
-        return Err(ServeError::Cores { cores: core_count, shards: shard_count });
-    }
+    let core_count = u16::from(core_count(config, shard_count)?);
     let tls = server_tls(config)?;
     let sockets = io::bind_cores(config.listen, usize::from(core_count))?;
     let addr = sockets[0].local_addr();
@@ -172,6 +169,12 @@ fn serve_with(
         end.failures.extend(core.failures.into_iter().map(|(shard, why)| (shard, why.to_string())));
     }
     Ok(end)
+}
+
+fn core_count(config: &NodeConfig, shard_count: u16) -> Result<u8, ServeError> {
+    let count = config.core_count(shard_count);
+    let fits = u8::try_from(count).ok().filter(|fits| *fits > 0);
+    fits.ok_or(ServeError::Cores { cores: count, shards: shard_count })
 }
 
 fn server_tls(config: &NodeConfig) -> Result<ServerTls, ServeError> {
@@ -300,7 +303,8 @@ fn plan(
     host: HostKind,
 ) -> Result<Vec<Plan>, ServeError> {
     let shard_count = data.shard_count();
-    let core_count = config.core_count(shard_count);
+    let quic_core_count = core_count(config, shard_count)?;
+    let core_count = u16::from(quic_core_count);
     let epochs: Vec<Option<Epoch>> = recovered.iter().map(|shard| shard.as_ref().map(|s| s.epoch)).collect();
     let (version, control) = newest_control(recovered.iter().flatten().map(|shard| &shard.shard));
     let base = Instant::now().checked_sub(Duration::from_nanos(now.mono.0)).unwrap_or_else(Instant::now);
@@ -315,10 +319,11 @@ fn plan(
         by_core[usize::from(core)].push(state.map(|r| (r.shard, r.log)));
     }
     let mut plans = Vec::new();
-    for ((index, shards), socket) in (0..core_count).zip(by_core).zip(sockets) {
+    for ((core_index, shards), socket) in (0..quic_core_count).zip(by_core).zip(sockets) {
+        let index = u16::from(core_index);
         let quic = QuicConfig {
-            core_index: index as u8,
-            core_count: core_count as u8,
+            core_index,
+            core_count: quic_core_count,
             mtu_upper_bound: config.mtu,
             ..QuicConfig::default()
         };

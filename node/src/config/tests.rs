@@ -107,6 +107,8 @@ fn wrong_values_say_what_would_be_right() {
         ("shards = 0", "from 1 to 256"),
         ("shards = 257", "from 1 to 256"),
         ("shards = 2\ncores = 4", "lower cores"),
+        ("cores = 0", "from 1 to 255"),
+        ("shards = 256\ncores = 256", "from 1 to 255"),
         ("cores = -1", "whole number"),
         ("turn_wait = '1ms'", "from 0 to 300"),
         ("drain_timeout = 10", "10s"),

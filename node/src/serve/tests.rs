@@ -60,3 +60,15 @@ fn a_core_that_cannot_start_ends_the_others_at_once() {
     });
     assert!(matches!(end, Err(ServeError::Host(_))), "{end:?}");
 }
+
+#[test]
+fn every_core_count_that_is_accepted_fits_a_connection_id() {
+    let of =
+        |cores| NodeConfig { data: "d".into(), cores: Some(cores), shards: Some(256), ..NodeConfig::tiny() };
+    for cores in [1, 2, CORES_MAX] {
+        of(cores).validate().unwrap();
+        assert_eq!(core_count(&of(cores), 256).unwrap(), cores as u8);
+    }
+    assert!(of(256).validate().is_err());
+    assert!(matches!(core_count(&of(256), 256), Err(ServeError::Cores { .. })));
+}
