@@ -15,7 +15,7 @@ pub struct ConnectOptions {
     pub trust: Trust,
     /// What this side presents, where the node asks for it.
     pub identity: Option<Identity>,
-    /// What this side calls itself in the node's logs.
+    /// What this side calls itself, for people. Nodes do not look at it.
     pub client_name: String,
     /// Transport settings.
     pub transport: TransportOptions,

@@ -1,4 +1,5 @@
-//! Bounded hand-over of mail between cores: one inbox for each core, whole turns at a time.
+//! Mail between cores: one inbox for each core, whole turns at a time. An inbox has no bound of its own; a full one stops
+//! the reading of publishers.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};

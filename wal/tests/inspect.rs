@@ -29,7 +29,7 @@ fn an_inspection_shows_every_block_and_does_not_hide_damage() {
         written.push(bytes);
     }
 
-    let seen = inspect::inspect(dir.path()).expect("a log can be inspected beside its engine");
+    let seen = inspect::inspect(dir.path()).expect("a log can be inspected beside its node");
     assert_eq!(seen.superblock.expect("SUPER is intact").epoch.0, 1);
     assert!(seen.segments.iter().filter(|segment| segment.sealed).count() >= 2);
     let found: Vec<Vec<u8>> = seen

@@ -62,7 +62,7 @@ impl Frame<'_> {
 pub struct Hello<'a> {
     /// Version that the client speaks: [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION).
     pub version: u16,
-    /// Name and version of the client's software, for people who read logs.
+    /// Name and version of the client's software, for people. Nodes do not look at it.
     pub client: &'a str,
 }
 
@@ -249,7 +249,7 @@ pub struct Subscribe<'a> {
 pub struct Subscribed {
     /// The subscription.
     pub subscription: SubscriptionId,
-    /// Names the session in logs and metrics.
+    /// Names the session.
     pub session_id: u64,
     /// Generation of the subscription's owner. Tags of another generation are stale.
     pub epoch: Epoch,
