@@ -8,8 +8,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crate::io::NodeClock;
 use crate::mesh::Mesh;
@@ -132,6 +133,13 @@ impl Cores {
         Ok(cores)
     }
 
+    /// Waits until every core has ended, and calls `look` every `period` until then.
+    pub(crate) fn wait(&self, period: Duration, mut look: impl FnMut()) {
+        while let Err(RecvTimeoutError::Timeout) = self.started.recv_timeout(period) {
+            look();
+        }
+    }
+
     /// How each core ended.
     ///
     /// # Errors
@@ -139,5 +147,41 @@ impl Cores {
     pub(crate) fn join(self) -> Result<Vec<CoreEnd>, ServeError> {
         let ends: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();
         ends.into_iter().map(|end| end.map_err(|_| ServeError::Died)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_for_the_cores_looks_until_the_last_has_ended() {
+        let shared = Arc::new(Shared::new(2, Arc::new(NodeClock::start(None, false).unwrap())));
+        let seat = |index| Seat {
+            index,
+            core_count: 2,
+            shared: Arc::clone(&shared),
+            turn_wait_us: 0,
+            drain_timeout_ms: 0,
+        };
+        let (mut ends, plans): (Vec<Sender<()>>, Vec<_>) = (0..2)
+            .map(|index| {
+                let (end, ended) = channel();
+                (end, (seat(index), ended))
+            })
+            .unzip();
+        let cores = Cores::start(&shared, plans, |_, ended, started| {
+            started.send(Ok(())).unwrap();
+            ended.recv().unwrap_err();
+            CoreEnd::default()
+        });
+        let cores = cores.unwrap();
+        let mut looks = 0;
+        cores.wait(Duration::from_millis(1), || {
+            looks += 1;
+            ends.pop();
+        });
+        assert!(looks >= 2, "one core ran on when the other had ended");
+        assert_eq!(cores.join().unwrap().len(), 2);
     }
 }

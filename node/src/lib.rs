@@ -1,6 +1,7 @@
 //! The composition root: one process, one pinned thread per core, and all that touches the operating system.
 
 pub mod cli;
+mod clock_notice;
 pub mod config;
 pub mod core;
 mod cores;

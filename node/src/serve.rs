@@ -14,6 +14,7 @@ use escapement_protocol::{Epoch, Now, ShardId, WallMs};
 use escapement_router::Credit;
 use escapement_wal::{FsDirectory, LocalWal, LogIdentity, RecoveredBlock, WalConfig};
 
+use crate::clock_notice::ClockNotice;
 use crate::config::{CORES_MAX, NodeConfig};
 use crate::core::{CommitPolicy, Core, CoreConfig, core_of};
 use crate::cores::{Cores, Seat, Shared, Started};
@@ -30,6 +31,9 @@ const INTAKE_SIZE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most events that become due in one batch of a shard, several of which make a turn. What a batch touches, some 200
 /// bytes an event from its due time until it is copied into its push, stays within a core's first-level cache.
 const BATCH_COUNT_MAX: usize = 64;
+
+/// How often it is looked whether an operator has to know of the machine's clock.
+const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A node that takes connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,6 +167,12 @@ fn serve_with(
     let cores = Cores::start(&shared, (0..core_count).map(seat).zip(plans).collect(), body)?;
     control.attach(&shared);
     on_ready(&Ready { addr, cert_sha256: tls.fingerprint() });
+    let mut clock_notice = ClockNotice::default();
+    cores.wait(CLOCK_LOOK_EVERY, || {
+        if let Some(notice) = clock_notice.of(clock.status()) {
+            on_notice(&notice);
+        }
+    });
     let mut end = ServeEnd::default();
     for core in cores.join()? {
         end.cut_short |= core.cut_short;

@@ -7,7 +7,7 @@
 //! | real time against `wall` | what happens | [`ClockStatus`] |
 //! |---|---|---|
 //! | ahead, ≤ 500 ms | followed at 50 µs per ms, so 500 ms take ten seconds | `Slewing` |
-//! | ahead, > 500 ms | distrusted; followed in one step once the kernel called its clock synchronised for a minute while the jump kept its size, or on [`WallClock::trust`] | `Jumped` |
+//! | ahead, > 500 ms | distrusted; followed in one step once the kernel called its clock synchronised for a minute while the jump kept its size | `Jumped` |
 //! | behind | nothing: `wall` goes on at the boot clock's rate | `Behind`, or `Following` within 500 ms |
 //!
 //! Why: an event may be late, never early, and a wrong forward jump would fire everything at once; a step back
@@ -83,7 +83,6 @@ pub struct WallClock {
     status: ClockStatus,
     /// Since when the kernel has called its clock synchronised under one and the same jump: boot time and jump.
     synced_since: Option<(u64, u64)>,
-    trusted: bool,
 }
 
 impl WallClock {
@@ -110,7 +109,6 @@ impl WallClock {
             boot_ns,
             status: ClockStatus::Following,
             synced_since: None,
-            trusted: false,
         };
         clock.advance(boot_ns, real_ns, false);
         Ok(clock)
@@ -143,14 +141,7 @@ impl WallClock {
                 ClockStatus::Following
             };
         }
-        // Trust is given to the jump that an operator saw, not to the next one.
-        self.trusted = false;
         WallMs(self.wall_ns() / NS_PER_MS)
-    }
-
-    /// An operator's word that the machine's clock is right: the next comparison follows whatever it says ahead.
-    pub fn trust(&mut self) {
-        self.trusted = true;
     }
 
     /// As of the last comparison.
@@ -166,14 +157,14 @@ impl WallClock {
     fn believed(&mut self, boot_ns: u64, ahead_ns: u64, synced: bool) -> bool {
         if !synced {
             self.synced_since = None;
-            return self.trusted;
+            return false;
         }
         let (since, jump_ns) = *self.synced_since.get_or_insert((boot_ns, ahead_ns));
         if jump_ns.abs_diff(ahead_ns) > SLEW_NS_MAX {
             self.synced_since = Some((boot_ns, ahead_ns));
-            return self.trusted;
+            return false;
         }
-        self.trusted || boot_ns - since >= TRUST_AFTER_NS
+        boot_ns - since >= TRUST_AFTER_NS
     }
 }
 
@@ -231,11 +222,6 @@ impl NodeClock {
     /// How the wall clock stands to the machine's.
     pub fn status(&self) -> ClockStatus {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).status()
-    }
-
-    /// An operator's word that the machine's clock is right; followed within [`NodeClock::now`]'s next comparison.
-    pub fn trust(&self) {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner).trust();
     }
 
     /// Whoever comes first compares for all; the others go on with the present offset.
