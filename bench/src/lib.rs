@@ -1,13 +1,14 @@
 //! What the benches of the pure parts share: loads, and the structures that were considered instead of
 //! those in use. The figures are in `docs/decisions/`.
 //!
-//! `cargo bench -p escapement-bench --bench wheel` and `--bench router` run them. They measure the
+//! `cargo bench -p escapement-bench` runs them all, `--bench wheel` and the like one. They measure the
 //! thread's CPU time, as cores are shared with others; figures still move by a fifth between runs:
 //! compare those of one run.
 #![deny(unsafe_code)]
 
 pub mod clock;
 pub mod intrusive;
+pub mod shard;
 pub mod table;
 
 /// SplitMix64: the same load in every run.

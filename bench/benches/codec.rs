@@ -1,10 +1,11 @@
-//! What an event costs on its way through the frames, printed as nanoseconds:
-//! `cargo run --release -p escapement-protocol --example frame_cost`
-#![expect(clippy::print_stdout, reason = "a program whose result is what it prints")]
+//! What an event costs on its way through the frames.
+#![allow(missing_docs, reason = "criterion_group! generates an undocumented function")]
 
 use std::hint::black_box;
-use std::time::Instant;
 
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use escapement_bench::clock::Stopwatch;
 use escapement_protocol::event::{Due, EventSpec};
 use escapement_protocol::frame::{
     AckRun, Credit, Durability, Frame, FrameDecoder, FrameWriter, Items, PublishAck, PublishBatchWriter,
@@ -16,18 +17,16 @@ use escapement_protocol::{
 
 /// Frames in a stream: a few hundred KiB, which stays in the second-level cache as a core's working set does.
 const FRAMES: usize = 64;
-const ROUNDS: usize = 200;
-const PASSES: usize = 10;
 
-/// Nanoseconds for one of `per_pass` things: the least of many short rounds, which is what it costs
-/// when nothing else wants the core.
-fn measure(per_pass: usize, mut pass: impl FnMut()) -> f64 {
-    let round = |_| {
-        let start = Instant::now();
-        (0..PASSES).for_each(|_| pass());
-        start.elapsed().as_nanos() as f64 / (PASSES * per_pass) as f64
-    };
-    (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min)
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, per_pass: usize, mut pass: impl FnMut()) {
+    group.throughput(Throughput::Elements(per_pass as u64));
+    group.bench_function(name, |b| {
+        b.iter_custom(|n| {
+            let watch = Stopwatch::start();
+            (0..n).for_each(|_| pass());
+            watch.elapsed()
+        });
+    });
 }
 
 fn event() -> Vec<u8> {
@@ -94,31 +93,24 @@ fn decode(stream: &[u8], walk: bool) {
         .expect("the stream verifies");
 }
 
-fn main() {
+fn codec(c: &mut Criterion) {
     let event = event();
-    println!("{} bytes an event, {} ns to check one", event.len(), {
-        let ns = measure(1_000, || {
-            for _ in 0..1_000 {
-                black_box(EventView::parse(black_box(&event)).expect("a valid event"));
-            }
+    let mut group = c.benchmark_group("codec");
+    measure(&mut group, "event/check", 1_000, || {
+        for _ in 0..1_000 {
+            black_box(EventView::parse(black_box(&event)).expect("a valid event"));
+        }
+    });
+    for batch in [16, 64] {
+        let stream = publish_stream(batch);
+        let per_pass = FRAMES * batch;
+        measure(&mut group, &format!("publish_batch/decode/{batch}"), per_pass, || {
+            decode(black_box(&stream), false);
         });
-        format!("{ns:.1}")
-    });
-    println!("ns for each event                          batch 16   batch 64");
-    let line = |name: &str, cost: &mut dyn FnMut(usize) -> f64| {
-        println!("{name:<42} {:>8.1}   {:>8.1}", cost(16), cost(64));
-    };
-    line("PublishBatch: decode", &mut |batch| {
-        let stream = publish_stream(batch);
-        measure(FRAMES * batch, || decode(black_box(&stream), false))
-    });
-    line("PublishBatch: decode and check events", &mut |batch| {
-        let stream = publish_stream(batch);
-        measure(FRAMES * batch, || decode(black_box(&stream), true))
-    });
-    line("PublishBatch: the same, split each 1,200 B", &mut |batch| {
-        let stream = publish_stream(batch);
-        measure(FRAMES * batch, || {
+        measure(&mut group, &format!("publish_batch/decode_and_check/{batch}"), per_pass, || {
+            decode(black_box(&stream), true);
+        });
+        measure(&mut group, &format!("publish_batch/decode_and_check_split/{batch}"), per_pass, || {
             let mut decoder = FrameDecoder::new();
             for piece in stream.chunks(1_200) {
                 let fed = decoder.feed(piece, |frame| {
@@ -130,47 +122,40 @@ fn main() {
                 });
                 fed.expect("the stream verifies");
             }
-        })
-    });
-    line("PublishBatch: collect and finish", &mut |batch| {
+        });
         let (mut writer, mut out) = (PublishBatchWriter::new(), Vec::new());
         writer.begin(TopicId(1), 0);
-        measure(batch, || {
+        measure(&mut group, &format!("publish_batch/encode/{batch}"), batch, || {
             out.clear();
             (0..batch).for_each(|_| writer.push(black_box(&event)));
             writer.finish(black_box(&mut out));
-        })
-    });
-    line("PushBatch: decode, walk and check events", &mut |batch| {
+        });
         let stream = push_stream(batch);
-        measure(FRAMES * batch, || decode(black_box(&stream), true))
-    });
-    line("PushBatch: collect and finish", &mut |batch| {
-        let (mut writer, mut out) = (PushBatchWriter::new(), Vec::new());
+        measure(&mut group, &format!("push_batch/decode_and_check/{batch}"), per_pass, || {
+            decode(black_box(&stream), true);
+        });
+        let mut writer = PushBatchWriter::new();
         writer.begin(SubscriptionId(1), Epoch(1));
-        measure(batch, || {
+        measure(&mut group, &format!("push_batch/encode/{batch}"), batch, || {
             out.clear();
             (0..batch).for_each(|number| writer.push(push_item(number), black_box(&event)));
             writer.finish(black_box(&mut out));
-        })
-    });
-    line("ResultBatch: encode, decode and walk", &mut |batch| {
+        });
         let result = |number| ResultItem {
             tag: Tag(number as u64),
             retry_after_ms: 0,
             result: AttemptResult::Success,
         };
         let results: Vec<_> = (0..batch).map(result).collect();
-        let mut out = Vec::new();
-        measure(batch, || {
+        measure(&mut group, &format!("result_batch/encode_and_decode/{batch}"), batch, || {
             out.clear();
             encode_results(Items::from(black_box(&results[..])), &mut out).expect("it fits");
             decode(&out, true);
-        })
-    });
+        });
+    }
     let runs = [AckRun { first_sequence: Sequence(1), accepted: WallMs(1), count: 64, shard: ShardId(0) }];
     let mut out = Vec::new();
-    let ack = measure(1, || {
+    measure(&mut group, "publish_ack/encode_and_decode", 1, || {
         out.clear();
         let ack = PublishAck {
             through_item: 64,
@@ -182,12 +167,13 @@ fn main() {
         decode(&out, false);
     });
     let mut writer = FrameWriter::new();
-    let small = measure(1, || {
+    measure(&mut group, "credit/encode_and_decode", 1, || {
         out.clear();
         writer.write(&Frame::Credit(Credit { tasks: 1, bytes: 2 }), &mut out).expect("it fits");
         decode(&out, false);
     });
-    println!(
-        "PublishAck of one run, encode and decode: {ack:.0} ns; Credit, through the builder: {small:.0} ns"
-    );
+    group.finish();
 }
+
+criterion_group!(benches, codec);
+criterion_main!(benches);
