@@ -199,7 +199,7 @@ fn unknown(code: ErrorCode, what: &str, name: &str) -> door::Refusal {
 fn no_shard() -> door::Refusal {
     door::Refusal {
         code: ErrorCode::Unavailable,
-        message: "no shard of this core is serving: see the node's log".into(),
+        message: "no shard of this core is serving: see the node's standard error".into(),
         retry_after_ms: 1_000,
     }
 }

@@ -109,7 +109,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         assert_eq!(shards.len(), expected, "a core has every {}th shard", config.core_count);
         let serving = config.epochs.iter().enumerate().filter(|(_, epoch)| epoch.is_some());
         let shard_map = ShardMapInfo {
-            epoch: config.epochs.first().copied().flatten().unwrap_or_default(),
+            // A shard's rises whenever its log is opened: the highest does as long as the shard that has it serves.
+            epoch: config.epochs.iter().copied().flatten().max().unwrap_or_default(),
             shard_count: config.shard_count,
             core_count: config.core_count,
             shards: serving
@@ -434,7 +435,7 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
             None => {
                 let refusal = escapement_engine::Refusal {
                     code: ErrorCode::Unavailable,
-                    message: format!("shard {} has stopped: see the node's log", shard.0),
+                    message: format!("shard {} has stopped: see the node's standard error", shard.0),
                     retry_after_ms: 1_000,
                 };
                 self.replies.extend(ticket.map(|ticket| Reply { ticket, body: ReplyBody::Refused(refusal) }));
@@ -502,3 +503,6 @@ fn push_item(shard: ShardId, push: &Push, event: escapement_engine::PendingEvent
         attempt: push.attempt,
     }
 }
+
+#[cfg(test)]
+mod tests;
