@@ -37,7 +37,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 /// File systems that live in memory, by the number that `statfs` gives.
 const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// Why a data directory is not opened. Unless it says otherwise, nothing in it was changed.
+/// Why a data directory is not opened. Unless it says otherwise, nothing in it but `LOCK` was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Another engine serves it.
@@ -180,10 +180,13 @@ impl DataDir {
     /// [`DataDirError`].
     pub fn open_or_format(config: &NodeConfig) -> Result<DataDir, DataDirError> {
         let path = &config.data;
-        create_durably(path)?;
-        if !config.allow_tmpfs && lies_in_memory(path).map_err(DataDirError::io("look at", path))? {
-            return Err(DataDirError::InMemory { path: path.clone() });
+        if !config.allow_tmpfs {
+            let around = nearest_existing(path);
+            if lies_in_memory(around).map_err(DataDirError::io("look at", around))? {
+                return Err(DataDirError::InMemory { path: path.clone() });
+            }
         }
+        create_durably(path)?;
         let before = Contents::survey(path)?;
         before.refuse_foreign(path)?;
         let lock = lock(path)?;
@@ -194,9 +197,6 @@ impl DataDir {
         if is_new {
             config.check_shares(config.shard_count_of_new_directory(), config.segment_size_bytes)?;
             format::format(config, &contents)?;
-        } else if contents.has_new_identity {
-            // A crash came between two steps of the rename's durability: formatting was complete.
-            remove(&path.join(IDENTITY_NEW))?;
         }
         let identity = read_identity(path)?;
         if let Some(asked) = config.shards.filter(|asked| *asked != identity.shard_count) {
@@ -210,6 +210,10 @@ impl DataDir {
         let keys = read_file(&path.join(KEYS), Keys::parse)?;
         let data = DataDir { path: path.clone(), identity, keys, is_new, _lock: lock };
         data.check_shards()?;
+        if !is_new && contents.has_new_identity {
+            // A crash came between two steps of the rename's durability: formatting was complete.
+            remove(&path.join(IDENTITY_NEW))?;
+        }
         Ok(data)
     }
 
@@ -360,6 +364,15 @@ fn create_durably(path: &Path) -> Result<(), DataDirError> {
         created => created.map_err(DataDirError::io("create", path))?,
     }
     sync_dir(parent)
+}
+
+/// The path itself where it exists, or else the nearest directory around it that does: where it would be created.
+fn nearest_existing(path: &Path) -> &Path {
+    let mut path = path;
+    while !path.exists() && path != Path::new(".") {
+        path = parent_of(path);
+    }
+    path
 }
 
 fn parent_of(path: &Path) -> &Path {

@@ -168,8 +168,23 @@ fn a_directory_in_memory_is_refused_unless_it_is_asked_for() {
     let config = NodeConfig { allow_tmpfs: false, ..config(root.path()) };
     let refused = refusal(&config);
     assert!(refused.contains("--allow-tmpfs"), "{refused}");
-    assert!(names(root.path()).is_empty());
+    let new = NodeConfig { data: root.path().join("a/b"), ..config.clone() };
+    assert!(matches!(DataDir::open_or_format(&new), Err(DataDirError::InMemory { .. })));
+    assert!(names(root.path()).is_empty(), "not even the directory was made");
     DataDir::open_or_format(&NodeConfig { allow_tmpfs: true, ..config }).unwrap();
+}
+
+#[test]
+fn a_refusal_leaves_what_a_crash_left_of_formatting() {
+    let root = tempfile::tempdir().unwrap();
+    let config = config(root.path());
+    drop(DataDir::open_or_format(&config).unwrap());
+    fs::write(root.path().join("IDENTITY.new"), "").unwrap();
+    let before = names(root.path());
+    refusal(&NodeConfig { shards: Some(3), ..config.clone() });
+    assert_eq!(names(root.path()), before);
+    drop(DataDir::open_or_format(&config).unwrap());
+    assert!(!root.path().join("IDENTITY.new").exists());
 }
 
 #[test]
