@@ -136,6 +136,9 @@ pub enum DataDirError {
         /// Why.
         source: OpenError,
     },
+    /// There were no random bytes to format with.
+    #[error("cannot read random bytes from the operating system: {0}")]
+    Random(io::Error),
     /// The operating system refused. While formatting, the next start begins anew.
     #[error("cannot {action} {path}: {source}", path = .path.display())]
     Io {

@@ -223,7 +223,7 @@ fn recover(
     let shard_count = data.shard_count();
     let wal = wal_config(config, shard_count);
     let memory_bytes_max = (config.memory_bytes(shard_count) / u64::from(shard_count)) as usize;
-    let seed = u64::from_le_bytes(random()?);
+    let seed = u64::from_le_bytes(io::random_bytes().map_err(ServeError::Random)?);
     let results: Vec<Result<Recovered, String>> = thread::scope(|scope| {
         let threads: Vec<_> = (0..shard_count)
             .map(|shard| {
@@ -321,7 +321,7 @@ fn plan(
     let quic_clock =
         QuicClock { base, wall_at_base: WallMs(now.wall.0.saturating_sub(now.mono.0 / 1_000_000)) };
     let keys = QuicKeys::from_secrets(data.reset_secret(), data.token_secret());
-    let seed: [u8; 32] = random()?;
+    let seed: [u8; 32] = io::random_bytes().map_err(ServeError::Random)?;
     let pin = config.pin;
     let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> = (0..core_count).map(|_| Vec::new()).collect();
     for (shard, state) in recovered.into_iter().enumerate() {
@@ -374,14 +374,6 @@ fn core_thread(seat: Seat, plan: Plan, started: &Started) -> CoreEnd {
     seat.shared.mesh.attach(seat.index, host.waker());
     let _ = started.send(Ok(()));
     CoreThread::new(seat, plan.core, plan.quic, host).run()
-}
-
-fn random<const N: usize>() -> Result<[u8; N], ServeError> {
-    use std::io::Read;
-    let mut bytes = [0; N];
-    let mut source = std::fs::File::open("/dev/urandom").map_err(ServeError::Random)?;
-    source.read_exact(&mut bytes).map_err(ServeError::Random)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

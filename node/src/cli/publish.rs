@@ -16,6 +16,7 @@ use super::failure::{Exit, Failure};
 use super::moment::{Moment, rfc3339};
 use super::output::Output;
 use crate::config::units::parse_duration;
+use crate::io::random_bytes;
 
 const AFTER_HELP: &str = "\
 The event is durable when the command prints its id. Without --delay and --at it is due now.
@@ -124,9 +125,7 @@ fn whole_ms(delay: Duration) -> u64 {
 }
 
 fn random_id() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
+    Ok(format!("{:032x}", u128::from_le_bytes(random_bytes()?)))
 }
 
 fn durability(reached: Durability) -> String {

@@ -1,35 +1,27 @@
 //! Formatting: from an empty directory to one with an identity and an empty log for each shard.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use escapement_protocol::ShardId;
 use escapement_wal::{FsDirectory, WalConfig, format_log};
 
-use super::{
-    Contents, DataDirError, IDENTITY, IDENTITY_NEW, Identity, KEYS, Keys, SECRET_SIZE_BYTES, shard_name,
-    sync_dir,
-};
+use super::{Contents, DataDirError, IDENTITY, IDENTITY_NEW, Identity, KEYS, Keys, shard_name, sync_dir};
 use crate::config::NodeConfig;
+use crate::io::random_bytes;
 
 /// Formats a directory that is locked and has no identity.
 pub(super) fn format(config: &NodeConfig, contents: &Contents) -> Result<(), DataDirError> {
     let path = &config.data;
-    let random = |bytes: &mut [u8]| read_random(bytes).map_err(DataDirError::io("read", Path::new(RANDOM)));
-    let (mut node, mut cluster) = ([0; 8], [0; 8]);
-    let mut keys = Keys { reset: [0; SECRET_SIZE_BYTES], token: [0; SECRET_SIZE_BYTES] };
-    random(&mut node)?;
-    random(&mut cluster)?;
-    random(&mut keys.reset)?;
-    random(&mut keys.token)?;
     let identity = Identity {
-        node: u64::from_le_bytes(node),
-        cluster: u64::from_le_bytes(cluster),
+        node: u64::from_le_bytes(random()?),
+        cluster: u64::from_le_bytes(random()?),
         shard_count: config.shard_count_of_new_directory(),
         segment_size_bytes: config.segment_size_bytes,
     };
+    let keys = Keys { reset: random()?, token: random()? };
 
     // From here to the rename, what is in the directory may be thrown away: no event was ever accepted into it.
     let new = path.join(IDENTITY_NEW);
@@ -60,6 +52,10 @@ fn format_shard(config: &NodeConfig, identity: &Identity, shard: ShardId) -> Res
         .map_err(|source| DataDirError::Format { shard: shard.0, source })
 }
 
+fn random<const N: usize>() -> Result<[u8; N], DataDirError> {
+    random_bytes().map_err(DataDirError::Random)
+}
+
 fn write_durably(path: &Path, text: &str, mode: u32) -> Result<(), DataDirError> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
@@ -68,10 +64,4 @@ fn write_durably(path: &Path, text: &str, mode: u32) -> Result<(), DataDirError>
     };
     write().map_err(DataDirError::io("write", path))?;
     sync_dir(super::parent_of(path))
-}
-
-const RANDOM: &str = "/dev/urandom";
-
-fn read_random(bytes: &mut [u8]) -> io::Result<()> {
-    File::open(RANDOM)?.read_exact(bytes)
 }

@@ -23,6 +23,7 @@ mod glommio;
 mod message;
 mod pin;
 mod poll;
+mod random;
 mod steering;
 mod sys;
 mod udp;
@@ -43,6 +44,7 @@ use quinn_proto::{EcnCodepoint, Transmit};
 
 pub use clock::{ClockStatus, NodeClock, StartAhead, WallClock};
 pub use pin::{allowed_cpu_count, pin_to_allowed_cpu};
+pub use random::random_bytes;
 pub use steering::{CORE_COUNT_MAX, core_of_datagram, first_byte_for};
 pub use udp::{
     BindError, CoreSocket, RECEIVE_BUFFER_BYTES, SEGMENT_COUNT_MAX, SEND_SIZE_BYTES_MAX, bind_cores,
