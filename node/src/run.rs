@@ -9,7 +9,7 @@ use escapement_frontend::quic::{ConnKey, QuicEvent, QuicServer, ReadOutcome, Str
 use escapement_protocol::{ErrorCode, MonoNs, Now, ShardId};
 use quinn_proto::Transmit;
 
-use crate::core::{Core, SlotFailure};
+use crate::core::{Core, ShardFailure};
 use crate::cores::Seat;
 use crate::io::{CoreIo, Drained, SEGMENT_COUNT_MAX, Wait};
 
@@ -26,7 +26,7 @@ const DRAIN_POLL_MS: u64 = 5;
 #[derive(Debug, Default)]
 pub(crate) struct CoreEnd {
     /// Shards that stopped, and why.
-    pub(crate) failures: Vec<(ShardId, SlotFailure)>,
+    pub(crate) failures: Vec<(ShardId, ShardFailure)>,
     /// Whether the drain's time was over before everything had ended.
     pub(crate) cut_short: bool,
 }

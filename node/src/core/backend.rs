@@ -18,7 +18,7 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
 
     /// This core's copy of the registry: that of its first serving shard.
     fn registry(&self) -> Option<&Registry> {
-        self.slots.iter().flatten().next().map(|slot| slot.shard().registry())
+        self.shards.iter().flatten().next().map(|logged| logged.shard().registry())
     }
 }
 

@@ -13,8 +13,8 @@
 //! It knows streams only by a name `S` of the transport's, so that it runs below QUIC too.
 
 mod backend;
+mod logged_shard;
 mod mail;
-mod slot;
 
 use std::collections::VecDeque;
 
@@ -31,9 +31,9 @@ use escapement_protocol::{Epoch, ErrorCode, Now, ShardId};
 use escapement_router::{Credit, SessionId};
 use escapement_wal::{DiskCompletion, DiskOp, LocalWal};
 
+use logged_shard::LoggedShard;
+pub use logged_shard::{CommitPolicy, ShardFailure};
 pub use mail::{Mail, Parcel};
-use slot::Slot;
-pub use slot::{CommitPolicy, SlotFailure};
 
 /// Batches of due events for each shard in one turn: keeps a turn short when a million are due at once.
 const BATCHES_PER_TURN: usize = 16;
@@ -69,7 +69,7 @@ pub fn core_of(shard: ShardId, core_count: u16) -> u16 {
 pub(crate) struct Inside<S> {
     config: CoreConfig,
     /// Shards `core`, `core + core_count`, …; `None` where a shard is not serving.
-    slots: Vec<Option<Slot>>,
+    shards: Vec<Option<LoggedShard>>,
     sessions: Sessions<S>,
     /// The shard that owns each local session's subscription.
     session_owner: HashMap<u64, ShardId>,
@@ -121,17 +121,17 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         let door = Door::new(DoorConfig { node_id: config.node_id, shard_map });
         let ids = (config.core..config.shard_count).step_by(usize::from(config.core_count));
         let serving = || (0..config.shard_count).zip(&config.epochs).filter(|(_, epoch)| epoch.is_some());
-        let slot = |(mut state, log): (Shard, LocalWal), shard: u16| {
+        let logged = |(mut state, log): (Shard, LocalWal), shard: u16| {
             state.set_serving(serving().map(|(shard, _)| ShardId(shard)));
-            Slot::new(ShardId(shard), state, log, config.commit)
+            LoggedShard::new(ShardId(shard), state, log, config.commit)
         };
-        let slots = shards
+        let shards = shards
             .into_iter()
             .zip(ids)
-            .map(|(opened, shard)| opened.map(|opened| slot(opened, shard)))
+            .map(|(opened, shard)| opened.map(|opened| logged(opened, shard)))
             .collect();
         let inside = Inside {
-            slots,
+            shards,
             sessions: Sessions::default(),
             session_owner: HashMap::new(),
             next_session: 1,
@@ -204,8 +204,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     /// An operation of [`Core::poll_disk_op`] has ended.
     pub fn disk_completed(&mut self, now: Now, shard: ShardId, completion: DiskCompletion) {
         self.inside.now = now;
-        if let Some(slot) = self.inside.slot_mut(shard) {
-            slot.disk_completed(completion);
+        if let Some(logged) = self.inside.logged_mut(shard) {
+            logged.disk_completed(completion);
         }
         self.inside.drain_shard(shard);
         self.settle(now);
@@ -240,11 +240,11 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     /// Ends a turn: what is due fires, routers pick, blocks are closed.
     pub fn finish_turn(&mut self, now: Now) {
         self.inside.now = now;
-        for index in 0..self.inside.slots.len() {
+        for index in 0..self.inside.shards.len() {
             for _ in 0..BATCHES_PER_TURN {
-                let Some(slot) = &mut self.inside.slots[index] else { break };
-                slot.maintain(now);
-                let (shard, more) = (slot.id(), slot.shard().is_behind());
+                let Some(logged) = &mut self.inside.shards[index] else { break };
+                logged.maintain(now);
+                let (shard, more) = (logged.id(), logged.shard().is_behind());
                 // What became due is copied into its pushes now, while it is near.
                 self.inside.drain_shard(shard);
                 if !more {
@@ -253,8 +253,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             }
         }
         self.settle(now);
-        for slot in self.inside.slots.iter_mut().flatten() {
-            slot.commit(now);
+        for logged in self.inside.shards.iter_mut().flatten() {
+            logged.commit(now);
         }
     }
 
@@ -300,7 +300,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
 
     /// The next disk operation that a shard's log wants done.
     pub fn poll_disk_op(&mut self) -> Option<(ShardId, DiskOp)> {
-        self.inside.slots.iter_mut().flatten().find_map(|slot| Some((slot.id(), slot.poll_op()?)))
+        self.inside.shards.iter_mut().flatten().find_map(|logged| Some((logged.id(), logged.poll_op()?)))
     }
 
     /// Mail for another core; empty where there is none.
@@ -322,8 +322,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     #[must_use]
     pub fn next_deadline(&self) -> Deadline {
         let mut next = Deadline::default();
-        for slot in self.inside.slots.iter().flatten() {
-            let deadline = slot.next_deadline();
+        for logged in self.inside.shards.iter().flatten() {
+            let deadline = logged.next_deadline();
             next.wall = [next.wall, deadline.wall].into_iter().flatten().min();
             next.mono = [next.mono, deadline.mono].into_iter().flatten().min();
         }
@@ -339,8 +339,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         for session in sessions {
             self.inside.set_credit(session, Credit::default());
         }
-        for slot in self.inside.slots.iter_mut().flatten() {
-            slot.drain();
+        for logged in self.inside.shards.iter_mut().flatten() {
+            logged.drain();
         }
         self.settle(now);
     }
@@ -350,35 +350,35 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     pub fn is_quiet(&self) -> bool {
         // Of what a stopped shard was asked nobody will ever know here: its tickets are not waited for.
         let answered = self.door.waiting_count() == 0 || self.failures().next().is_some();
-        answered && self.inside.slots.iter().flatten().all(Slot::is_quiet)
+        answered && self.inside.shards.iter().flatten().all(LoggedShard::is_quiet)
     }
 
     /// Whether every record so far is durable.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        self.inside.slots.iter().flatten().all(Slot::is_synced)
+        self.inside.shards.iter().flatten().all(LoggedShard::is_synced)
     }
 
     /// Shards that have stopped, and why.
-    pub fn failures(&self) -> impl Iterator<Item = (ShardId, &SlotFailure)> {
-        self.inside.slots.iter().flatten().filter_map(|slot| Some((slot.id(), slot.failure()?)))
+    pub fn failures(&self) -> impl Iterator<Item = (ShardId, &ShardFailure)> {
+        self.inside.shards.iter().flatten().filter_map(|logged| Some((logged.id(), logged.failure()?)))
     }
 
     /// Counters and gauges of this core's shards.
     pub fn stats(&self) -> impl Iterator<Item = (ShardId, ShardStats)> {
-        self.inside.slots.iter().flatten().map(|slot| (slot.id(), slot.shard().stats()))
+        self.inside.shards.iter().flatten().map(|logged| (logged.id(), logged.shard().stats()))
     }
 
     /// A shard of this core.
     #[must_use]
     pub fn shard(&self, shard: ShardId) -> Option<&Shard> {
-        self.inside.slot(shard).map(Slot::shard)
+        self.inside.logged(shard).map(LoggedShard::shard)
     }
 
     /// Gives up the core and hands back its shards' logs, as a crash or the end of a simulation wants them.
     #[must_use]
     pub fn into_logs(self) -> Vec<(ShardId, LocalWal)> {
-        self.inside.slots.into_iter().flatten().map(Slot::into_log).collect()
+        self.inside.shards.into_iter().flatten().map(LoggedShard::into_log).collect()
     }
 
     /// Shards of this core that miss control objects of shard 0's registry, now at `version`, take in `records` of
@@ -386,10 +386,10 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     pub fn catch_up(&mut self, now: Now, version: u64, records: &[u8]) {
         self.inside.now = now;
         self.inside.least_version = version;
-        for index in 0..self.inside.slots.len() {
-            let Some(slot) = &self.inside.slots[index] else { continue };
-            if slot.shard().registry().version() < version {
-                let (shard, record) = (slot.id(), records.to_vec());
+        for index in 0..self.inside.shards.len() {
+            let Some(logged) = &self.inside.shards[index] else { continue };
+            if logged.shard().registry().version() < version {
+                let (shard, record) = (logged.id(), records.to_vec());
                 self.inside.step(shard, Input::Message(Message::Control { record }), None);
             }
         }
@@ -402,34 +402,34 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
         usize::from(shard.0 / self.config.core_count)
     }
 
-    fn slot(&self, shard: ShardId) -> Option<&Slot> {
-        self.slots.get(self.index(shard))?.as_ref()
+    fn logged(&self, shard: ShardId) -> Option<&LoggedShard> {
+        self.shards.get(self.index(shard))?.as_ref()
     }
 
-    fn slot_mut(&mut self, shard: ShardId) -> Option<&mut Slot> {
+    fn logged_mut(&mut self, shard: ShardId) -> Option<&mut LoggedShard> {
         let index = self.index(shard);
-        self.slots.get_mut(index)?.as_mut()
+        self.shards.get_mut(index)?.as_mut()
     }
 
     fn has_caught_up(&self) -> bool {
-        let knows = |slot: &Slot| slot.shard().registry().version() >= self.least_version;
-        self.slots.iter().flatten().all(|slot| slot.failure().is_some() || knows(slot))
+        let knows = |logged: &LoggedShard| logged.shard().registry().version() >= self.least_version;
+        self.shards.iter().flatten().all(|logged| logged.failure().is_some() || knows(logged))
     }
 
     fn intake_open(&self) -> bool {
         let most = self.config.intake_size_bytes_max;
         // What is due comes first: where a core can't keep up with both, publishers slow down, not deliveries.
-        let keeps_up = |slot: &Slot| slot.failure().is_some() || !slot.shard().is_behind();
-        self.slots.iter().flatten().all(|slot| slot.unlogged_size_bytes() < most && keeps_up(slot))
+        let keeps_up = |logged: &LoggedShard| logged.failure().is_some() || !logged.shard().is_behind();
+        self.shards.iter().flatten().all(|logged| logged.unlogged_size_bytes() < most && keeps_up(logged))
             && self.mail.iter().all(|mail| mail.size_bytes() < most)
     }
 
     /// Steps a shard of this core. A stopped one refuses whoever waits.
     fn step(&mut self, shard: ShardId, input: Input<'_>, ticket: Option<Ticket>) {
         let now = self.now;
-        match self.slot_mut(shard).filter(|slot| slot.failure().is_none()) {
-            Some(slot) => {
-                slot.step(now, input);
+        match self.logged_mut(shard).filter(|logged| logged.failure().is_none()) {
+            Some(logged) => {
+                logged.step(now, input);
                 self.drain_shard(shard);
             }
             None => {
@@ -446,8 +446,8 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     /// Carries out what a shard's steps want done, but for its log.
     fn drain_shard(&mut self, shard: ShardId) {
         let index = self.index(shard);
-        let Some(Some(slot)) = self.slots.get_mut(index) else { return };
-        let effects = &mut slot.effects;
+        let Some(Some(logged)) = self.shards.get_mut(index) else { return };
+        let effects = &mut logged.effects;
         self.replies.extend(effects.replies.drain(..));
         for (to, message) in effects.forwards.drain(..) {
             let core = core_of(to, self.config.core_count);
@@ -459,7 +459,7 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
         }
         let mut pushes = std::mem::take(&mut effects.pushes);
         for push in pushes.drain(..) {
-            let Some(event) = slot.shard().event(push.sequence) else { continue };
+            let Some(event) = logged.shard().event(push.sequence) else { continue };
             let item = push_item(shard, &push, event);
             let core = (push.session.0 >> SESSION_CORE_SHIFT) as u16;
             if core == self.config.core {
@@ -469,7 +469,7 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
                 self.mail[usize::from(core)].push(Parcel::Push { session: push.session.0, item, event });
             }
         }
-        slot.effects.pushes = pushes;
+        logged.effects.pushes = pushes;
     }
 
     /// Sends a message to a shard, wherever it is.

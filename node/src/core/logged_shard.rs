@@ -38,16 +38,16 @@ impl Default for CommitPolicy {
 
 /// Why a shard has stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SlotFailure {
+pub enum ShardFailure {
     /// Its log has: what is on the disk is known only to recovery.
     Log(LogError, String),
 }
 
-impl std::fmt::Display for SlotFailure {
+impl std::fmt::Display for ShardFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            SlotFailure::Log(error, cause) if cause.is_empty() => error.fmt(f),
-            SlotFailure::Log(error, cause) => write!(f, "{error}: {cause}"),
+            ShardFailure::Log(error, cause) if cause.is_empty() => error.fmt(f),
+            ShardFailure::Log(error, cause) => write!(f, "{error}: {cause}"),
         }
     }
 }
@@ -97,7 +97,7 @@ impl Room {
 }
 
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct LoggedShard {
     id: ShardId,
     shard: Shard,
     log: LocalWal,
@@ -112,13 +112,13 @@ pub(super) struct Slot {
     /// Blocks up to here are being emptied.
     emptying: Option<BlockSeq>,
     draining: bool,
-    failure: Option<SlotFailure>,
+    failure: Option<ShardFailure>,
     now: Now,
 }
 
-impl Slot {
+impl LoggedShard {
     pub(super) fn new(id: ShardId, shard: Shard, log: LocalWal, policy: CommitPolicy) -> Self {
-        Slot {
+        LoggedShard {
             id,
             shard,
             log,
@@ -144,7 +144,7 @@ impl Slot {
         &self.shard
     }
 
-    pub(super) fn failure(&self) -> Option<&SlotFailure> {
+    pub(super) fn failure(&self) -> Option<&ShardFailure> {
         self.failure.as_ref()
     }
 
@@ -214,7 +214,7 @@ impl Slot {
         };
         if self.failure.is_none() {
             let cause = self.log.poison_cause().map(ToString::to_string).unwrap_or_default();
-            self.failure = Some(SlotFailure::Log(error, cause));
+            self.failure = Some(ShardFailure::Log(error, cause));
             // Nothing that was decided since the last durable block may be seen outside.
             self.effects = Effects::default();
             self.in_flight.clear();
