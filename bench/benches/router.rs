@@ -32,7 +32,7 @@ impl Load {
             SubscriptionSettings { max_concurrent_dispatches: limit, ..SubscriptionSettings::default() };
         for id in 0..subscriptions {
             let subscription = SubscriptionId(id as u32 + 1);
-            router.upsert(MonoNs(0), subscription, &settings);
+            router.upsert(subscription, &settings);
             for nth in 0..sessions {
                 let session = SessionId(id * sessions + nth);
                 let credit = Credit { tasks: 1_024, bytes: 1 << 20 };

@@ -101,7 +101,7 @@ impl Router {
 
     /// Creates a subscription, or changes its settings. Limits hold at once, for queued tasks too; a
     /// deadline or backoff that has begun stays as it is.
-    pub fn upsert(&mut self, _now: MonoNs, id: SubscriptionId, settings: &SubscriptionSettings) {
+    pub fn upsert(&mut self, id: SubscriptionId, settings: &SubscriptionSettings) {
         if let Some(&at) = self.by_id.get(&id) {
             self.subscription(at).set(settings);
             return self.touch(at);
@@ -122,7 +122,7 @@ impl Router {
 
     /// Deletes a subscription and its sessions. All its tasks, running ones included, complete as
     /// [`Outcome::SubscriptionDeleted`] in `out`, behind what was decided before.
-    pub fn remove(&mut self, _now: MonoNs, id: SubscriptionId, out: &mut Vec<Decision>) {
+    pub fn remove(&mut self, id: SubscriptionId, out: &mut Vec<Decision>) {
         let Some(at) = self.by_id.remove(&id) else { return };
         out.append(&mut self.decided);
         let Some(subscription) = self.subscriptions[at as usize].take() else { return };

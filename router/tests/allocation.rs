@@ -79,7 +79,7 @@ fn the_steady_state_allocates_nothing() {
     let settings =
         SubscriptionSettings { min_backoff_ms: 20, max_backoff_ms: 20, ..SubscriptionSettings::default() };
     for id in 1..=8 {
-        router.upsert(MonoNs(0), SubscriptionId(id), &settings);
+        router.upsert(SubscriptionId(id), &settings);
         for nth in 0..4 {
             let session = SessionId(u64::from(id) * 10 + nth);
             let credit = Credit { tasks: 64, bytes: 1 << 20 };
@@ -98,11 +98,11 @@ fn the_steady_state_allocates_nothing() {
 fn idle_subscriptions_are_not_looked_at() {
     let mut router = Router::new(Epoch(1), 1);
     for id in 1..=10_000 {
-        router.upsert(MonoNs(0), SubscriptionId(id), &SubscriptionSettings::default());
+        router.upsert(SubscriptionId(id), &SubscriptionSettings::default());
         let credit = Credit { tasks: 64, bytes: 1 << 20 };
         router.attach(MonoNs(0), SubscriptionId(id), SessionId(id.into()), credit, &[]).expect("it exists");
         // Waits for a session of its own, and no other's turn moves it.
-        router.upsert(MonoNs(0), SubscriptionId(20_000 + id), &SubscriptionSettings::default());
+        router.upsert(SubscriptionId(20_000 + id), &SubscriptionSettings::default());
         router.offer(
             MonoNs(0),
             SubscriptionId(20_000 + id),

@@ -26,7 +26,7 @@ fn settings(limit: u32, deadline_ms: u64) -> SubscriptionSettings {
 
 fn router(limit: u32) -> Router {
     let mut router = Router::new(Epoch(1), 7);
-    router.upsert(at_ms(0), ID, &settings(limit, 1_000));
+    router.upsert(ID, &settings(limit, 1_000));
     router
 }
 
@@ -113,7 +113,7 @@ fn cut_attempts_do_not_use_up_max_attempts_but_a_poisonous_task_ends() {
     let mut router = Router::new(Epoch(1), 7);
     let patience =
         SubscriptionSettings { max_attempts: 2, min_backoff_ms: 1, max_backoff_ms: 1, ..settings(0, 1_000) };
-    router.upsert(at_ms(0), ID, &patience);
+    router.upsert(ID, &patience);
     offer(&mut router, 1..2, 0);
     let mut attempts = Vec::new();
     for nth in 0..100 {
@@ -138,7 +138,7 @@ fn a_shortened_deadline_fires_before_an_older_longer_one() {
     router.attach(at_ms(0), ID, SessionId(1), CREDIT, &[]).unwrap();
     offer(&mut router, 1..3, 0);
     run(&mut router, at_ms(0));
-    router.upsert(at_ms(10), ID, &settings(0, 100));
+    router.upsert(ID, &settings(0, 100));
     offer(&mut router, 3..4, 0);
     run(&mut router, at_ms(10));
     assert_eq!(router.next_deadline(), Some(at_ms(110)));
@@ -160,10 +160,10 @@ fn a_changed_limit_applies_to_queued_tasks() {
     offer(&mut router, 1..11, 0);
     let first = dispatches(&run(&mut router, at_ms(0)));
     assert_eq!(first.len(), 1);
-    router.upsert(at_ms(0), ID, &settings(4, 1_000));
+    router.upsert(ID, &settings(4, 1_000));
     let more = dispatches(&run(&mut router, at_ms(0)));
     assert_eq!(more.len(), 3);
-    router.upsert(at_ms(0), ID, &settings(2, 1_000));
+    router.upsert(ID, &settings(2, 1_000));
     for (nth, (_, session, tag, _)) in first.into_iter().chain(more).enumerate() {
         assert!(router.result(at_ms(1), session, tag, AttemptResult::Success, 0));
         let new = dispatches(&run(&mut router, at_ms(1))).len();
@@ -272,7 +272,7 @@ fn a_removed_subscription_leaves_few_wakeups() {
             TaskRef { sequence: Sequence(sequence), not_before: at_ms(sequence), ..TaskRef::default() };
         router.offer(at_ms(0), ID, task);
     }
-    router.remove(at_ms(0), ID, &mut Vec::new());
+    router.remove(ID, &mut Vec::new());
     let mut wakeups = 0;
     while let Some(next) = router.next_deadline() {
         assert_eq!(run(&mut router, next), []);
@@ -289,7 +289,7 @@ fn a_removed_subscription_completes_everything() {
     offer(&mut router, 5..9, 4);
     let tag = dispatches(&run(&mut router, at_ms(0)))[0].2;
     let mut out = Vec::new();
-    router.remove(at_ms(1), ID, &mut out);
+    router.remove(ID, &mut out);
     let mut deleted: Vec<u64> = out
         .iter()
         .map(|decision| match decision {

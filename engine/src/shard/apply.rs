@@ -165,7 +165,7 @@ impl Shard {
         if let Record::Subscription { id, settings, .. } = record
             && owner_of(*id, self.config.shard_count) == self.config.shard
         {
-            self.router.upsert(self.volatile.now.mono, *id, settings);
+            self.router.upsert(*id, settings);
             self.take_early(*id, out);
         }
         let version = match record {

@@ -228,7 +228,7 @@ impl Shard {
         self.volatile.overdue = overdue.into_iter().map(|(_, sequence)| sequence).collect();
         for subscription in self.durable.registry.subscriptions() {
             if owner_of(subscription.id, self.config.shard_count) == self.config.shard {
-                self.router.upsert(now.mono, subscription.id, &subscription.settings);
+                self.router.upsert(subscription.id, &subscription.settings);
             }
         }
     }

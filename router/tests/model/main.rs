@@ -128,7 +128,7 @@ impl Pair {
             max_backoff_ms: 300,
             ..SubscriptionSettings::default()
         };
-        self.router.upsert(self.now(), SubscriptionId(id), &settings);
+        self.router.upsert(SubscriptionId(id), &settings);
         self.tell(Event::Upsert(SubscriptionId(id), settings));
     }
 
@@ -197,7 +197,7 @@ impl Pair {
             }
             Op::Remove { id } => {
                 let mut out = Vec::new();
-                self.router.remove(now, SubscriptionId(id), &mut out);
+                self.router.remove(SubscriptionId(id), &mut out);
                 // What was decided before comes first, and is of other subscriptions too.
                 let deleted = |d: &Decision| {
                     let Decision::Complete { subscription, outcome, .. } = d else { return false };
