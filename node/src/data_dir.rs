@@ -1,7 +1,7 @@
 //! The data directory: whose it is, who may open it, and how it comes to be.
 //!
 //! ```text
-//! LOCK          held with flock by the engine that serves; holds its process id
+//! LOCK          held with flock by the node that serves; holds its process id
 //! IDENTITY      node, cluster, shard count, segment size; written last by formatting
 //! IDENTITY.new  there exactly while formatting is under way
 //! KEYS          secrets of the node, readable by its owner only
@@ -40,8 +40,8 @@ const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 /// Why a data directory is not opened. Unless it says otherwise, nothing in it but `LOCK` was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    /// Another engine serves it.
-    #[error("{path} is served by another engine{}: stop it first, or give another directory", pid_text(*pid), path = .path.display())]
+    /// Another node serves it.
+    #[error("{path} is served by another node{}: stop it first, or give another directory", pid_text(*pid), path = .path.display())]
     Locked {
         /// The directory.
         path: PathBuf,

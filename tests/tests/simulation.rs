@@ -148,5 +148,6 @@ found! {
     a_wakeup_that_is_lost_is_noticed: LostWakeup within 5;
     a_clock_that_goes_back_is_noticed: ClockBackwards within 30;
     mail_that_comes_twice_is_noticed: MailTwice within 10;
+    clocks_that_are_read_in_the_wrong_order_are_noticed: ClocksCrossed within 10;
     datagrams_that_go_to_another_core_are_noticed: SteeredAstray within 80;
 }

@@ -38,7 +38,7 @@ fn a_new_directory_is_formatted_and_found_again() {
 }
 
 #[test]
-fn a_second_engine_is_refused_by_the_first_ones_process_id() {
+fn a_second_node_is_refused_by_the_first_ones_process_id() {
     let root = tempfile::tempdir().unwrap();
     let config = config(root.path());
     let first = DataDir::open_or_format(&config).unwrap();

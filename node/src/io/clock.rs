@@ -50,6 +50,46 @@ pub struct StartAhead {
     pub leader: WallMs,
 }
 
+/// The clocks of a machine.
+pub trait MachineClocks {
+    /// Since the machine's boot, time in suspend included, in ns. Never goes back.
+    fn boot_ns(&mut self) -> u64;
+    /// Since the Unix epoch, in ns. May be stepped either way.
+    fn real_ns(&mut self) -> u64;
+}
+
+/// Both clocks at about one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The boot clock's.
+    pub boot_ns: u64,
+    /// The real-time clock's, not later.
+    pub real_ns: u64,
+}
+
+impl Reading {
+    /// Reads the real-time clock first. The thread may be stopped between the two, for long on a machine that is shared:
+    /// the wall clock is then compared with a real time that has passed, and errs towards late. In the other order it
+    /// would take the stop for a clock that is ahead, follow, and never come back.
+    pub fn take(clocks: &mut impl MachineClocks) -> Reading {
+        let real_ns = clocks.real_ns();
+        Reading { boot_ns: clocks.boot_ns(), real_ns }
+    }
+}
+
+/// The machine that this runs on.
+struct Kernel;
+
+impl MachineClocks for Kernel {
+    fn boot_ns(&mut self) -> u64 {
+        sys::boot_ns()
+    }
+
+    fn real_ns(&mut self) -> u64 {
+        sys::real_ns()
+    }
+}
+
 /// How the wall clock stands to the machine's real-time clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClockStatus {
@@ -74,7 +114,7 @@ pub enum ClockStatus {
 
 /// The wall clock's rules, without an operating system.
 ///
-/// Feed it readings in the order of `boot_ns`; what it answers never decreases.
+/// Feed it readings in the order in which they were taken; what it answers never decreases.
 #[derive(Clone, Debug)]
 pub struct WallClock {
     /// What `wall` is ahead of the boot clock, in ns; negative where it began before the machine's boot.
@@ -90,12 +130,8 @@ impl WallClock {
     ///
     /// # Errors
     /// [`StartAhead`] where real time is more than 30 days later than the log and nobody `confirmed` it.
-    pub fn start(
-        boot_ns: u64,
-        real_ns: u64,
-        leader: Option<WallMs>,
-        confirmed: bool,
-    ) -> Result<Self, StartAhead> {
+    pub fn start(reading: Reading, leader: Option<WallMs>, confirmed: bool) -> Result<Self, StartAhead> {
+        let Reading { boot_ns, real_ns } = reading;
         let real = WallMs(real_ns / NS_PER_MS);
         let mut anchor_ns = real_ns;
         if let Some(leader) = leader {
@@ -110,12 +146,14 @@ impl WallClock {
             status: ClockStatus::Following,
             synced_since: None,
         };
-        clock.advance(boot_ns, real_ns, false);
+        clock.advance(reading, false);
         Ok(clock)
     }
 
-    /// Compares with real time and answers the wall time at `boot_ns`. `synced`: what the kernel says of its clock.
-    pub fn advance(&mut self, boot_ns: u64, real_ns: u64, synced: bool) -> WallMs {
+    /// Compares with real time and answers the wall time at the boot clock's reading. `synced`: what the kernel says of
+    /// its real-time clock.
+    pub fn advance(&mut self, reading: Reading, synced: bool) -> WallMs {
+        let Reading { boot_ns, real_ns } = reading;
         let boot_ns = boot_ns.max(self.boot_ns);
         let elapsed_ns = boot_ns - self.boot_ns;
         self.boot_ns = boot_ns;
@@ -192,12 +230,12 @@ impl NodeClock {
     /// # Errors
     /// [`StartAhead`], as [`WallClock::start`].
     pub fn start(leader: Option<WallMs>, confirmed: bool) -> Result<Self, StartAhead> {
-        let boot_ns = sys::boot_ns();
-        let rules = WallClock::start(boot_ns, sys::real_ns(), leader, confirmed)?;
+        let reading = Reading::take(&mut Kernel);
+        let rules = WallClock::start(reading, leader, confirmed)?;
         Ok(NodeClock {
             offset_ns: AtomicI64::new(rules.offset_ns),
             newest_ms: AtomicU64::new(rules.wall_ns() / NS_PER_MS),
-            compare_at_ns: AtomicU64::new(boot_ns),
+            compare_at_ns: AtomicU64::new(reading.boot_ns),
             rules: Mutex::new(rules),
         })
     }
@@ -206,7 +244,7 @@ impl NodeClock {
     pub fn now(&self) -> Now {
         let boot_ns = sys::boot_ns();
         if boot_ns >= self.compare_at_ns.load(Ordering::Relaxed) {
-            self.compare(boot_ns);
+            self.compare();
         }
         let wall_ms = boot_ns.saturating_add_signed(self.offset_ns.load(Ordering::Acquire)) / NS_PER_MS;
         Now { mono: MonoNs(boot_ns), wall: WallMs(self.raise(wall_ms)) }
@@ -225,7 +263,7 @@ impl NodeClock {
     }
 
     /// Whoever comes first compares for all; the others go on with the present offset.
-    fn compare(&self, boot_ns: u64) {
+    fn compare(&self) {
         let mut rules = match self.rules.try_lock() {
             Ok(rules) => rules,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -233,9 +271,10 @@ impl NodeClock {
         };
         // The kernel's opinion costs a system call and matters only while a jump is in doubt.
         let doubt = matches!(rules.status(), ClockStatus::Jumped { .. });
-        rules.advance(boot_ns, sys::real_ns(), doubt && sys::clock_synchronised());
+        let reading = Reading::take(&mut Kernel);
+        rules.advance(reading, doubt && sys::clock_synchronised());
         self.offset_ns.store(rules.offset_ns, Ordering::Release);
-        self.compare_at_ns.store(boot_ns + COMPARE_EVERY_NS, Ordering::Relaxed);
+        self.compare_at_ns.store(reading.boot_ns + COMPARE_EVERY_NS, Ordering::Relaxed);
     }
 
     fn raise(&self, wall_ms: u64) -> u64 {

@@ -42,7 +42,7 @@ use escapement_protocol::{MonoNs, Now, ShardId};
 use escapement_wal::{DiskCompletion, DiskOp};
 use quinn_proto::{EcnCodepoint, Transmit};
 
-pub use clock::{ClockStatus, NodeClock, StartAhead, WallClock};
+pub use clock::{ClockStatus, MachineClocks, NodeClock, Reading, StartAhead, WallClock};
 pub use pin::{allowed_cpu_count, pin_to_allowed_cpu};
 pub use random::random_bytes;
 pub use steering::{CORE_COUNT_MAX, core_of_datagram, first_byte_for};

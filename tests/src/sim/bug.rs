@@ -44,13 +44,15 @@ pub enum Bug {
     ClockBackwards,
     /// The mesh hands over mail twice.
     MailTwice,
+    /// The boot clock is read before the real-time clock, and a thread may be stopped in between.
+    ClocksCrossed,
     /// Datagrams go to the core after the one that their connection id names. Seen only over QUIC.
     SteeredAstray,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 20] = [
         Bug::AckBeforeDurable,
         Bug::ClockAhead,
         Bug::RetryAfterError,
@@ -69,6 +71,7 @@ impl Bug {
         Bug::LostWakeup,
         Bug::ClockBackwards,
         Bug::MailTwice,
+        Bug::ClocksCrossed,
         Bug::SteeredAstray,
     ];
 

@@ -12,6 +12,7 @@
 //! `docs/internals/simulation.md` says what is faulted and what is checked.
 
 mod bug;
+mod clock;
 mod control;
 mod judge;
 mod net;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use escapement_node::core::{Core, Mail};
 use escapement_node::io::WallClock;
 use escapement_protocol::frame::Frame;
-use escapement_protocol::{FrameDecoder, MonoNs, Now, ShardId};
+use escapement_protocol::{FrameDecoder, Now, ShardId};
 use escapement_wal::{DiskCompletion, DiskOp, ShardLog};
 
 use super::bug::Bug;
@@ -48,7 +48,7 @@ pub(super) struct SimCore {
 #[derive(Debug)]
 pub(super) struct Node {
     incarnation: u32,
-    clock: WallClock,
+    pub(super) clock: WallClock,
     pub(super) cores: Vec<SimCore>,
     /// Mail on its way, by sender and receiver, each with the moment it left.
     mesh: BTreeMap<(u16, u16), VecDeque<(u64, Mail)>>,
@@ -82,10 +82,6 @@ impl Node {
             frozen_until_ns: 0,
             failed: false,
         });
-    }
-
-    pub(super) fn read_clock(&mut self, now_ns: u64, real_ns: u64) -> Now {
-        Now { mono: MonoNs(now_ns), wall: self.clock.advance(now_ns, real_ns, true) }
     }
 
     pub(super) fn pending_count(&self) -> u64 {
@@ -232,12 +228,11 @@ impl World {
     /// Stops intake; the node ends once everything has, or when its time is over.
     pub(super) fn drain(&mut self) {
         let now_ns = self.now_ns;
-        let real_ns = self.real_ns();
         let Some(mut node) = self.node.take() else { return };
         if node.draining_until_ns.is_none() {
             self.note(format_args!("drain"));
             node.draining_until_ns = Some(now_ns + DRAIN_NS_MAX);
-            let now = self.shown(node.read_clock(now_ns, real_ns));
+            let now = self.read_clock(&mut node);
             for core in &mut node.cores {
                 core.core.drain(now);
             }
@@ -281,7 +276,7 @@ impl World {
         }
         let draining = node.draining_until_ns.is_some();
         let deadline = node.cores[usize::from(core)].core.next_deadline();
-        let now = self.shown(node.read_clock(self.now_ns, self.real_ns()));
+        let now = self.read_clock(&mut node);
         let state = &node.cores[usize::from(core)];
         let unread_ns = Self::has_unread(state).then_some(0);
         let quic_ns = state.quic.as_ref().and_then(|quic| quic.next_ns());
@@ -300,8 +295,8 @@ impl World {
     }
 
     fn turn_of(&mut self, node: &mut Node, index: u16) -> Result<(), Crash> {
-        let now = self.shown(node.read_clock(self.now_ns, self.real_ns()));
-        let wall_ms = node.read_clock(self.now_ns, self.real_ns()).wall.0;
+        let now = self.read_clock(node);
+        let wall_ms = now.wall.0;
         let transit_ns = if self.plan.cores == 1 { 0 } else { 2 * node.transit_ns + TURN_NS_MAX };
         let state = &mut node.cores[usize::from(index)];
         self.take_datagrams(state, now)?;
@@ -602,7 +597,7 @@ impl World {
 
     fn stop(&mut self, node: &mut Node) {
         self.note(format_args!("stopped"));
-        let now = self.shown(node.read_clock(self.now_ns, self.real_ns()));
+        let now = self.read_clock(node);
         for state in &mut node.cores {
             self.close_all(state, now);
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use escapement_engine::{Effects, Shard, ShardConfig, newest_control};
 use escapement_node::core::{Core, CoreConfig, core_of};
 use escapement_node::io::WallClock;
-use escapement_protocol::{Epoch, Now, ShardId, WallMs};
+use escapement_protocol::{Epoch, ShardId};
 use escapement_router::Credit;
 use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
 use escapement_wal::memory::{Faults, MemDisk, Rng};
@@ -155,7 +155,7 @@ impl World {
             _ => self.real_ns(),
         };
         let leader = leader.filter(|_| self.options.bug != Some(Bug::ClockBackwards));
-        let clock = WallClock::start(self.now_ns, real_ns, leader, true).expect("the clock is confirmed");
+        let clock = WallClock::start(self.reading(real_ns), leader, true).expect("the clock is confirmed");
         self.start(recovered, clock, real_ns);
         self.light_fuse();
     }
@@ -314,7 +314,7 @@ impl World {
 
     fn start(&mut self, recovered: Vec<Recovered>, clock: WallClock, real_ns: u64) {
         let mut node = Node::new(self.incarnation, clock, self.plan.cores);
-        let now = self.shown(node.read_clock(self.now_ns, real_ns));
+        let now = self.read_clock_at(&mut node, real_ns);
         let epochs: Vec<Option<Epoch>> =
             recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
         let (version, control) = newest_control(recovered.iter().map(|r| &r.shard));
@@ -355,14 +355,6 @@ impl World {
         match self.options.bug {
             Some(Bug::EpochAgain) => Epoch(1),
             _ => epoch,
-        }
-    }
-
-    /// The time as cores are told it.
-    pub(super) fn shown(&self, now: Now) -> Now {
-        match self.options.bug {
-            Some(Bug::ClockAhead) => Now { wall: WallMs(now.wall.0 + 40), ..now },
-            _ => now,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use escapement_protocol::ShardId;
 use escapement_wal::memory::{Faults, Rng};
 
+use super::clock::Clocks;
 use super::control::{Admin, Canceller};
 use super::judge::Judge;
 use super::net::{Mark, Net, connection_of, stream_of};
@@ -121,8 +122,7 @@ pub(super) struct World {
     pub(super) crashes_left: u32,
     /// From when on nothing is faulted.
     pub(super) calm_since_ns: Option<u64>,
-    /// What the machine's real-time clock is ahead of the truth.
-    pub(super) clock_error_ms: i64,
+    pub(super) clocks: Clocks,
     pub(super) counts: Counts,
 }
 
@@ -155,7 +155,7 @@ impl World {
             handed_out: 0,
             fuse: None,
             calm_since_ns: None,
-            clock_error_ms: 0,
+            clocks: Clocks::new(seed),
             counts: Counts { seeds: 1, ..Counts::default() },
         };
         world.begin();
@@ -251,7 +251,7 @@ impl World {
         self.calm_since_ns = Some(self.now_ns);
         self.fuse = None;
         self.crashes_left = 0;
-        self.clock_error_ms = 0;
+        self.clocks.step(0);
         for disk in &mut self.disks {
             disk.disk.set_faults(Faults::default());
         }
@@ -334,8 +334,8 @@ impl World {
             6..8 => self.freeze(),
             8..10 => {
                 let steps = [0, 0, 200, 450, 5_000, -3_000, -200];
-                self.clock_error_ms = steps[self.rng.below(steps.len() as u64) as usize];
-                let error_ms = self.clock_error_ms;
+                let error_ms = steps[self.rng.below(steps.len() as u64) as usize];
+                self.clocks.step(error_ms);
                 self.note(format_args!("the machine's clock is {error_ms} ms ahead"));
             }
             10 => {
@@ -481,25 +481,6 @@ impl World {
             Who::Admin => self.admin.cut(connection),
             Who::Canceller => self.canceller.cut(connection),
         }
-    }
-
-    /// The wall clock of the node, where it still is the incarnation that `incarnation` names.
-    pub(super) fn node_wall_ms(&mut self, incarnation: u32) -> Option<u64> {
-        let now_ns = self.now_ns;
-        let real_ns = self.real_ns();
-        let node = self.node.as_mut().filter(|_| incarnation == self.incarnation)?;
-        Some(node.read_clock(now_ns, real_ns).wall.0)
-    }
-
-    /// True time, in ms since the Unix epoch.
-    pub(super) fn true_wall_ms(&self) -> u64 {
-        super::plan::START_WALL_MS + self.now_ns / NS_PER_MS
-    }
-
-    /// What the machine's real-time clock says.
-    pub(super) fn real_ns(&self) -> u64 {
-        (super::plan::START_WALL_MS * NS_PER_MS + self.now_ns)
-            .saturating_add_signed(self.clock_error_ms * NS_PER_MS as i64)
     }
 
     pub(super) fn core_of(&self, shard: ShardId) -> u16 {

@@ -5,6 +5,10 @@ const S: u64 = NS_PER_S;
 const REAL: u64 = 1_767_225_600 * S;
 const BOOT: u64 = 1_000 * S;
 
+fn at(boot_ns: u64, real_ns: u64) -> Reading {
+    Reading { boot_ns, real_ns }
+}
+
 /// A machine whose real-time clock can be moved, and the clock under test on it.
 struct Machine {
     boot_ns: u64,
@@ -16,7 +20,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let clock = WallClock::start(BOOT, REAL, None, false).unwrap();
+        let clock = WallClock::start(at(BOOT, REAL), None, false).unwrap();
         Machine { boot_ns: BOOT, real_ns: REAL, synced: false, clock, newest: WallMs(0) }
     }
 
@@ -27,7 +31,7 @@ impl Machine {
             let step = COMPARE_EVERY_NS.min(end - self.boot_ns);
             self.boot_ns += step;
             self.real_ns += step;
-            let wall = self.clock.advance(self.boot_ns, self.real_ns, self.synced);
+            let wall = self.clock.advance(at(self.boot_ns, self.real_ns), self.synced);
             assert!(wall >= self.newest, "{wall} after {}", self.newest);
             self.newest = wall;
         }
@@ -186,7 +190,7 @@ fn a_long_gap_between_comparisons_slews_no_further_than_real_time() {
 #[test]
 fn a_start_in_1970_goes_on_from_the_log_and_catches_up_when_synchronised() {
     let leader = WallMs(REAL / NS_PER_MS);
-    let clock = WallClock::start(5 * S, 5 * S, Some(leader), false).unwrap();
+    let clock = WallClock::start(at(5 * S, 5 * S), Some(leader), false).unwrap();
     let mut machine = Machine { boot_ns: 5 * S, real_ns: 5 * S, synced: false, clock, newest: WallMs(0) };
     assert_eq!(machine.run(10 * S), leader.plus_ms(10_000));
     assert!(matches!(machine.clock.status(), ClockStatus::Behind { .. }));
@@ -200,26 +204,26 @@ fn a_start_in_1970_goes_on_from_the_log_and_catches_up_when_synchronised() {
 fn a_start_far_ahead_of_the_log_asks_for_a_confirmation() {
     let real = WallMs(REAL / NS_PER_MS);
     let month = WallMs(real.0 - START_AHEAD_MS_MAX);
-    assert!(WallClock::start(BOOT, REAL, Some(month), false).is_ok());
+    assert!(WallClock::start(at(BOOT, REAL), Some(month), false).is_ok());
     let older = WallMs(month.0 - 1);
-    let refused = WallClock::start(BOOT, REAL, Some(older), false).unwrap_err();
+    let refused = WallClock::start(at(BOOT, REAL), Some(older), false).unwrap_err();
     assert_eq!(refused, StartAhead { real, leader: older });
     assert!(refused.to_string().contains("30 days"), "{refused}");
-    let mut clock = WallClock::start(BOOT, REAL, Some(older), true).unwrap();
-    assert_eq!(clock.advance(BOOT, REAL, false), real);
+    let mut clock = WallClock::start(at(BOOT, REAL), Some(older), true).unwrap();
+    assert_eq!(clock.advance(at(BOOT, REAL), false), real);
 }
 
 #[test]
 fn a_machine_set_before_its_own_boot_still_reads() {
-    let mut clock = WallClock::start(BOOT, 0, None, false).unwrap();
-    assert_eq!(clock.advance(BOOT + S, S, false), WallMs(1_000));
+    let mut clock = WallClock::start(at(BOOT, 0), None, false).unwrap();
+    assert_eq!(clock.advance(at(BOOT + S, S), false), WallMs(1_000));
 }
 
 #[test]
 fn a_boot_reading_out_of_order_does_not_take_the_wall_back() {
-    let mut clock = WallClock::start(BOOT, REAL, None, false).unwrap();
-    let late = clock.advance(BOOT + 2 * S, REAL + 2 * S, false);
-    assert!(clock.advance(BOOT + S, REAL + S, false) >= late);
+    let mut clock = WallClock::start(at(BOOT, REAL), None, false).unwrap();
+    let late = clock.advance(at(BOOT + 2 * S, REAL + 2 * S), false);
+    assert!(clock.advance(at(BOOT + S, REAL + S), false) >= late);
 }
 
 #[test]
@@ -273,4 +277,40 @@ fn the_shared_clock_starts_at_real_time_or_the_logs_whichever_is_later() {
     assert!(now.wall.0.abs_diff(real.0) < 10_000);
     let leader = real.plus_ms(5 * 86_400_000);
     assert!(NodeClock::start(Some(leader), false).unwrap().now().wall >= leader);
+}
+
+/// A machine on which a thread is stopped for `stop_ns` between any two readings.
+struct Stopping {
+    ns: u64,
+    stop_ns: u64,
+}
+
+impl MachineClocks for Stopping {
+    fn boot_ns(&mut self) -> u64 {
+        self.ns += self.stop_ns;
+        BOOT + self.ns
+    }
+
+    fn real_ns(&mut self) -> u64 {
+        self.ns += self.stop_ns;
+        REAL + self.ns
+    }
+}
+
+#[test]
+fn a_thread_that_is_stopped_between_two_readings_makes_the_clock_late_and_never_early() {
+    let mut machine = Stopping { ns: 0, stop_ns: 7_000_000 };
+    let mut clock = WallClock::start(Reading::take(&mut machine), None, false).unwrap();
+    for _ in 0..1_000 {
+        machine.ns += COMPARE_EVERY_NS;
+        let wall = clock.advance(Reading::take(&mut machine), false);
+        let real_ms = (REAL + machine.ns) / NS_PER_MS;
+        assert!((real_ms - 7..=real_ms).contains(&wall.0), "{wall} at {real_ms}");
+    }
+    machine.stop_ns = 0;
+    for _ in 0..100 {
+        machine.ns += COMPARE_EVERY_NS;
+        clock.advance(Reading::take(&mut machine), false);
+    }
+    assert_eq!(clock.advance(Reading::take(&mut machine), false).0, (REAL + machine.ns) / NS_PER_MS);
 }
