@@ -175,6 +175,19 @@ pub(crate) fn own_cpu() -> Duration {
     cpu_of(&fs::read_to_string("/proc/self/stat").unwrap_or_default())
 }
 
+/// Time that the hypervisor has kept from this machine's CPUs so far, where there is one: while it does, everything
+/// stands still, and what a run measures then is the machine.
+pub(crate) fn stolen() -> Duration {
+    stolen_of(&fs::read_to_string("/proc/stat").unwrap_or_default())
+}
+
+/// The eighth figure of the line over all CPUs.
+fn stolen_of(stat: &str) -> Duration {
+    let all = stat.lines().find_map(|line| line.strip_prefix("cpu "));
+    let ticks = all.and_then(|rest| rest.split_whitespace().nth(7)?.parse().ok()).unwrap_or(0_u64);
+    Duration::from_secs_f64(ticks as f64 / sys::ticks_per_second() as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +208,11 @@ mod tests {
         assert_eq!(cpu_of(stat), Duration::from_secs_f64(expected));
         assert_eq!(field("VmPeak: 9 kB\nVmHWM:\t  1234 kB\n", "VmHWM:"), 1_234);
         assert_eq!(field("", "VmHWM:"), 0);
+        assert_eq!(
+            stolen_of("cpu  1 2 3 4 5 6 7 300 0 0\ncpu0 1 2 3 4 5 6 7 9 0 0"),
+            Duration::from_secs_f64(300.0 / sys::ticks_per_second() as f64)
+        );
+        assert_eq!(stolen_of(""), Duration::ZERO);
         assert!(own_cpu() < Duration::from_secs(3_600));
     }
 }

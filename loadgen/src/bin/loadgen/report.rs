@@ -76,6 +76,10 @@ impl Outcome {
         self.end.own_cpu.saturating_sub(self.begin.own_cpu).as_secs_f64()
     }
 
+    fn stolen_s(&self) -> f64 {
+        self.end.stolen.saturating_sub(self.begin.stolen).as_secs_f64()
+    }
+
     fn log_bytes(&self) -> u64 {
         self.end.node.written_bytes.saturating_sub(self.begin.node.written_bytes)
     }
@@ -101,6 +105,7 @@ impl Outcome {
             "running_most": report.running_most,
             "completed_per_s": self.completed() as f64 / self.measured().as_secs_f64(),
             "generator_cpu_s": self.own_cpu_s(),
+            "stolen_cpu_s": self.stolen_s(),
             "tasks_per_datagram": per(report.dispatched, self.datagrams.received.datagrams_received),
             "events_per_datagram": per(report.published, self.datagrams.published.datagrams_sent),
             "mtu": self.datagrams.received.mtu.max(self.datagrams.published.mtu),
@@ -211,6 +216,7 @@ fn tables(outcome: &Outcome, json: &Value) -> String {
         "generator CPU",
         format!("{:.1} s of {:.1} s", outcome.own_cpu_s(), outcome.measured().as_secs_f64()),
     );
+    row("kept by the hypervisor", format!("{:.2} s", outcome.stolen_s()));
     if outcome.has_node {
         let figure = |name: &str| json["node"][name].as_f64().unwrap_or(0.0);
         row("node CPU", format!("{:.1} s, {:.2} s a million", figure("cpu_s"), figure("cpu_s_per_million")));

@@ -16,7 +16,7 @@ use crate::args::Args;
 use crate::clock::{Clock, wall_ns};
 use crate::judge::Judge;
 use crate::measure::Distributions;
-use crate::node_process::{NodeProcess, NodeSample, own_cpu};
+use crate::node_process::{NodeProcess, NodeSample, own_cpu, stolen};
 use crate::publish::{Sender, by_schedule, flat_out, take_receipts};
 use crate::receive::{Receiver, UNPOISONED};
 use crate::report::{self, Outcome, Progress};
@@ -98,6 +98,7 @@ pub(crate) struct Mark {
     pub(crate) report: Report,
     pub(crate) node: NodeSample,
     pub(crate) own_cpu: Duration,
+    pub(crate) stolen: Duration,
 }
 
 impl<'a> Run<'a> {
@@ -237,6 +238,7 @@ impl<'a> Run<'a> {
             report: self.judge().report().clone(),
             node: self.node.as_ref().map(NodeProcess::sample).unwrap_or_default(),
             own_cpu: own_cpu(),
+            stolen: stolen(),
         }
     }
 
