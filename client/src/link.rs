@@ -82,11 +82,11 @@ impl Link {
         connection: quinn::Connection,
         options: &ConnectOptions,
     ) -> Result<Self, ClientError> {
-        let greeting = Self::greet(&connection, options);
+        let shared = Arc::new(Shared::default());
+        let greeting = Self::greet(&connection, options, &shared);
         let (send, recv, decoder, info) = tokio::time::timeout(options.connect_timeout, greeting)
             .await
             .map_err(|_| ClientError::lost("the node did not answer the greeting"))??;
-        let shared = Arc::new(Shared::default());
         tokio::spawn(read_answers(recv, decoder, shared.clone()));
         let requests = tokio::sync::Mutex::new(send);
         Ok(Link { connection, info, requests, shared, next_request: AtomicU64::new(1) })
@@ -95,6 +95,7 @@ impl Link {
     async fn greet(
         connection: &quinn::Connection,
         options: &ConnectOptions,
+        shared: &Shared,
     ) -> Result<(SendStream, RecvStream, FrameDecoder, NodeInfo), ClientError> {
         let (mut send, mut recv) = connection.open_bi().await?;
         let hello = Frame::Hello(Hello { version: PROTOCOL_VERSION, client: &options.client_name });
@@ -110,6 +111,8 @@ impl Link {
                     info = Some(NodeInfo::from(&welcome));
                     Ok(())
                 }
+                // In the same packet, such as that the node is draining.
+                frame if info.is_some() => take_answer(frame, shared, &mut refused),
                 Frame::Error(error) => {
                     refused = Some(refusal(&error));
                     Ok(())

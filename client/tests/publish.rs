@@ -143,3 +143,13 @@ async fn requests_are_answered_or_refused_by_their_own_error() {
     let error = client.create_topic(TopicSettings::default()).await.expect_err("a topic needs a name");
     assert_eq!(error.code(), Some(ErrorCode::InvalidName));
 }
+
+#[tokio::test]
+async fn a_node_that_drains_is_greeted_and_still_answers() {
+    let node = FakeNode::start();
+    node.script.draining.store(true, Ordering::Relaxed);
+    let client = node.client().await;
+    assert_eq!(client.topic("orders").await.expect("it exists").topic, TOPIC);
+    let publisher = client.publisher(PublisherOptions::default()).await.expect("a publisher");
+    publisher.publish(TOPIC, &EventSpec::new(Due::After(0), "a", b"")).await.expect("accepted");
+}

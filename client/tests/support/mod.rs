@@ -2,14 +2,14 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use escapement_client::{Client, ConnectOptions, Trust};
 use escapement_protocol::event::{EventView, padded_len};
 use escapement_protocol::frame::{
-    AckException, AckRun, AdminAnswer, AdminRequest, Durability, ErrorFrame, Items, PublishAck,
+    AckException, AckRun, AdminAnswer, AdminRequest, Durability, ErrorFrame, GoAway, Items, PublishAck,
     PushBatchWriter, PushItem, ShardCore, Subscribed, SubscriptionInfo, TopicInfo, Welcome,
 };
 use escapement_protocol::{
@@ -30,6 +30,8 @@ pub(crate) struct Script {
     pub(crate) refuse_every: AtomicU64,
     /// Items of each acknowledgement are split into runs of at most this many; 0: one run.
     pub(crate) runs_of: AtomicU64,
+    /// Greets as a node does that is about to stop.
+    pub(crate) draining: AtomicBool,
     /// First bytes of the connection ids that clients chose.
     pub(crate) connections: AtomicU64,
     /// Ids of the events that came, in order.
@@ -161,7 +163,12 @@ impl Stream {
 
     fn take(&mut self, frame: Frame<'_>, out: &mut Vec<u8>, subscribed: &mut bool) -> bool {
         match frame {
-            Frame::Hello(_) => out.extend(encode(&welcome())),
+            Frame::Hello(_) => {
+                out.extend(encode(&welcome()));
+                if self.script.draining.load(Ordering::Relaxed) {
+                    out.extend(encode(&Frame::GoAway(GoAway { message: "draining" })));
+                }
+            }
             Frame::Admin { request, body } => out.extend(admin(request, body)),
             Frame::PublishBatch(batch) => return self.publish(&batch, out),
             Frame::Subscribe(subscribe) => {

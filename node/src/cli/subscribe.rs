@@ -5,6 +5,7 @@ use std::pin::pin;
 use escapement_client::{Attempt, Client, Stopper, SubscriberOptions};
 use escapement_protocol::{AttemptResult, WallMs};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::ConnectArgs;
 use super::failure::Failure;
@@ -13,7 +14,7 @@ use super::output::Output;
 
 const AFTER_HELP: &str = "\
 Each attempt is printed on a line of its own and then answered. Lateness is what this machine's clock sees: the way
-from the node and a difference between the clocks count too. Ctrl-C ends the command after what it has is answered.
+from the node and a difference between the clocks count too. Ctrl-C and SIGTERM end the command after what it has is answered.
 
 Examples:
   escapement subscribe --subscription mailer
@@ -107,9 +108,15 @@ pub(super) async fn receive(
 }
 
 async fn stop_on_interrupt(stopper: Stopper) {
-    if tokio::signal::ctrl_c().await.is_err() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         // Without a handler the signal ends the process, which is what it asks for.
-        std::future::pending::<()>().await;
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => if interrupted.is_err() {
+            std::future::pending::<()>().await;
+        },
+        _ = terminate.recv() => {}
     }
     stopper.stop();
 }
