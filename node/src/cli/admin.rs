@@ -113,7 +113,7 @@ impl SubscriptionArgs {
 /// Arguments of `cancel`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "CANCELLED means that not one byte of the event leaves the node any more, and that this is durable.\n\n\
+    after_help = "CANCELLED means that not one byte of the event leaves the node any more, and that this is durable;\nTOO_LATE, that it was due already; NOT_FOUND, that it never was, or is complete. All three end with status 0.\n\n\
                   Example:\n  escapement cancel 000000000000000101a1eac6f07b"
 )]
 pub(super) struct CancelArgs {
@@ -177,6 +177,8 @@ pub(super) fn run_subscription(command: SubscriptionCommand, out: &Output) -> Re
         "max_attempts",
         "min_backoff_ms",
         "max_backoff_ms",
+        "max_doublings",
+        "jitter_permille",
     ];
     out.rows(&columns, &subscriptions.iter().map(subscription_row).collect::<Vec<_>>())
 }
@@ -193,6 +195,8 @@ fn subscription_row(info: &SubscriptionInfo) -> Vec<Value> {
         json!(settings.max_attempts),
         json!(settings.min_backoff_ms),
         json!(settings.max_backoff_ms),
+        json!(settings.max_doublings),
+        json!(settings.jitter_permille),
     ]
 }
 

@@ -60,7 +60,11 @@ pub(super) fn run_node(
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
     let data = DataDir::open_or_format(config)?;
     if data.is_new() {
-        notice(&format!("formatted {} with {} shards", data.path().display(), data.shard_count()));
+        let shards = match data.shard_count() {
+            1 => "1 shard".to_owned(),
+            count => format!("{count} shards"),
+        };
+        notice(&format!("formatted {} with {shards}", data.path().display()));
     }
     let ServeEnd { failures, cut_short } = serve(config, &data, control, on_ready, notice)?;
     if cut_short {

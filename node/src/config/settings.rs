@@ -103,7 +103,7 @@ pub const SETTINGS: &[Setting] = &[
         value_name: "N",
         help: "Core threads, each of which owns a part of the shards",
         default: "one for each CPU that the process may use, at most one for each shard",
-        range: "1 to 255, at most the number of shards",
+        range: "1 to 255; more than there are shards count as one for each",
         set: |config, text| set(&mut config.cores, number(text).map(Some)),
         ..BLANK
     },

@@ -12,7 +12,7 @@ pub enum UnitError {
     #[error("{0:?} does not start with a number; write for example {1}")]
     NoNumber(String, &'static str),
     /// A unit that this quantity does not have.
-    #[error("{unit:?} is not a unit here; write for example {example}")]
+    #[error("{}; write for example {example}", if unit.is_empty() { "a unit is missing".to_owned() } else { format!("{unit:?} is not a unit here") })]
     Unit {
         /// As it was given.
         unit: String,
