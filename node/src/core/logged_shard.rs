@@ -237,6 +237,8 @@ impl LoggedShard {
         // What is appended again waits for the disk like all else, and must not pile up before a slow one.
         if let Some(upto) = self.emptying
             && self.unlogged_size_bytes() < 4 * self.policy.relocate_size_bytes
+            // What is left then is for the records that end events: only they free anything for sure.
+            && !self.log.is_at_its_end()
         {
             self.shard.relocate(upto.0, self.policy.relocate_size_bytes, &mut self.effects);
         }
@@ -269,14 +271,18 @@ impl LoggedShard {
         self.now = now;
         self.hand_over_replies();
         let waiting = self.effects.records.len();
-        if self.failure.is_some() || waiting == 0 || !self.log.ready() {
+        let most = self.log.room_size_bytes();
+        if self.failure.is_some() || waiting == 0 || most == 0 {
             return;
         }
         if !self.in_flight.is_empty() && waiting < self.policy.size_bytes {
             return;
         }
-        let (len, count) =
-            cut(&self.effects.records, self.effects.record_count, self.log.records_size_bytes_max());
+        let (len, count) = cut(&self.effects.records, self.effects.record_count, most);
+        if count == 0 {
+            assert!(self.log.is_at_its_end(), "no record is larger than a block");
+            return;
+        }
         let block = BlockContent {
             records: &self.effects.records[..len],
             record_count: count,
@@ -328,7 +334,7 @@ impl LoggedShard {
     }
 }
 
-/// As many whole records as fit a block: their bytes, and how many they are.
+/// As many whole records as fit `most` bytes: their bytes, and how many they are.
 fn cut(records: &[u8], count: u32, most: usize) -> (usize, u32) {
     if records.len() <= most {
         return (records.len(), count);
@@ -344,6 +350,5 @@ fn cut(records: &[u8], count: u32, most: usize) -> (usize, u32) {
         len = next;
         taken += 1;
     }
-    assert!(taken > 0, "no record is larger than a block");
     (len, taken)
 }

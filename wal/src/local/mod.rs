@@ -21,8 +21,8 @@ use crate::aligned::AlignedBuf;
 use crate::config::{LogIdentity, WalConfig};
 use crate::disk::{DiskCompletion, DiskOp, FileId, OpId};
 use crate::format::{
-    BlockHeader, BlockKind, Checksum, SEGMENT_HEADER_SIZE_BYTES, SegmentHeader, encode_extent,
-    extent_size_bytes,
+    BlockHeader, BlockKind, Checksum, EXTENT_OVERHEAD_BYTES, SEGMENT_HEADER_SIZE_BYTES, SegmentHeader,
+    encode_extent, extent_size_bytes,
 };
 use crate::log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
 
@@ -359,6 +359,28 @@ impl LocalWal {
         if self.pool.len() < POOL_COUNT_MAX {
             self.pool.push(buf);
         }
+    }
+}
+
+impl LocalWal {
+    /// Most bytes of records that a block takes now; 0 where none is taken, now or before a segment is freed. At the end
+    /// of a log that can't grow it is what is left of the last segment: enough, mostly, for the records that free one.
+    #[must_use]
+    pub fn room_size_bytes(&self) -> usize {
+        if self.poison.is_some() || self.in_flight.len() >= self.config.in_flight_count_max {
+            return 0;
+        }
+        match self.space.room(self.config.extent_size_bytes_max as u32) {
+            Room::InCurrent | Room::InNext => self.config.records_size_bytes_max(),
+            Room::Soon => 0,
+            Room::No => self.space.left_in_current().saturating_sub(EXTENT_OVERHEAD_BYTES),
+        }
+    }
+
+    /// Whether what is left of the last segment is all there is, until one is freed.
+    #[must_use]
+    pub fn is_at_its_end(&self) -> bool {
+        self.space.room(self.config.extent_size_bytes_max as u32) == Room::No
     }
 }
 

@@ -106,8 +106,13 @@ impl Space {
         self.current().id + 1
     }
 
+    /// Bytes for extents in the segment that is written to.
+    pub(crate) fn left_in_current(&self) -> usize {
+        (self.segment_size_bytes - self.current().used_bytes) as usize
+    }
+
     fn fits_current(&self, size_bytes: u32) -> bool {
-        self.segment_size_bytes - self.current().used_bytes >= size_bytes
+        self.left_in_current() >= size_bytes as usize
     }
 
     pub(crate) fn room(&self, size_bytes: u32) -> Room {
