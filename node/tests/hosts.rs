@@ -102,7 +102,7 @@ impl Rig {
     }
 
     fn slot_path(&self, slot: u32) -> PathBuf {
-        self.dir.path().join(FileId(slot).path())
+        self.dir.path().join(FileId::Slot(slot).path())
     }
 
     /// One turn that waits up to 20 ms.
@@ -348,7 +348,7 @@ fn a_send_that_the_kernel_refuses_is_lost_and_nothing_else(kind: HostKind) {
 }
 
 fn write(id: u64, offset: u64, buf: AlignedBuf) -> DiskOp {
-    DiskOp::Write { id: OpId(id), file: FileId(0), offset, buf }
+    DiskOp::Write { id: OpId(id), file: FileId::Slot(0), offset, buf }
 }
 
 fn writes_are_in_the_file_and_bring_their_buffers_back(kind: HostKind) {
@@ -381,7 +381,7 @@ fn reads_bring_what_the_file_holds(kind: HostKind) {
     fs::write(rig.slot_path(4), &content[..]).unwrap();
     let mut stale = AlignedBuf::zeroed(8192);
     stale.fill(0xaa);
-    rig.io.disk_submit(SHARD, DiskOp::Read { id: OpId(1), file: FileId(4), offset: 4096, buf: stale });
+    rig.io.disk_submit(SHARD, DiskOp::Read { id: OpId(1), file: FileId::Slot(4), offset: 4096, buf: stale });
     let completion = rig.complete(1).remove(0);
     completion.result.unwrap();
     assert!(completion.buf.unwrap()[..] == content[4096..12_288]);
@@ -391,7 +391,7 @@ fn a_short_read_is_an_error(kind: HostKind) {
     let mut rig = Rig::new(kind, "127.0.0.1:0");
     fs::write(rig.slot_path(0), [1; 4096]).unwrap();
     let buf = AlignedBuf::zeroed(8192);
-    rig.io.disk_submit(SHARD, DiskOp::Read { id: OpId(1), file: FileId(0), offset: 0, buf });
+    rig.io.disk_submit(SHARD, DiskOp::Read { id: OpId(1), file: FileId::Slot(0), offset: 0, buf });
     let completion = rig.complete(1).remove(0);
     assert_eq!(completion.result.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     assert_eq!(completion.buf.unwrap().len(), 8192);
@@ -404,7 +404,7 @@ fn a_write_error_surfaces_with_its_buffer(kind: HostKind) {
     let full = rig.complete(1).remove(0);
     assert_eq!(full.result.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
     assert!(full.buf.unwrap()[..] == pattern(4096, 1)[..]);
-    let missing = DiskOp::Write { id: OpId(2), file: FileId(9), offset: 0, buf: pattern(4096, 2) };
+    let missing = DiskOp::Write { id: OpId(2), file: FileId::Slot(9), offset: 0, buf: pattern(4096, 2) };
     rig.io.disk_submit(SHARD, missing);
     let missing = rig.complete(1).remove(0);
     assert_eq!((missing.id, missing.result.unwrap_err().kind()), (OpId(2), std::io::ErrorKind::NotFound));
@@ -415,7 +415,7 @@ fn a_write_error_surfaces_with_its_buffer(kind: HostKind) {
 fn a_created_file_is_zeros_and_an_existing_one_is_left_alone(kind: HostKind) {
     let mut rig = Rig::new(kind, "127.0.0.1:0");
     let size_bytes = 3 * 1024 * 1024 + 4096;
-    let create = |id| DiskOp::Create { id: OpId(id), file: FileId(5), size_bytes };
+    let create = |id| DiskOp::Create { id: OpId(id), file: FileId::Slot(5), size_bytes };
     rig.io.disk_submit(SHARD, create(1));
     let completion = rig.complete(1).remove(0);
     completion.result.unwrap();
@@ -425,7 +425,7 @@ fn a_created_file_is_zeros_and_an_existing_one_is_left_alone(kind: HostKind) {
     // What a created file is for: it takes a write, and a second create does not take that away.
     rig.io.disk_submit(
         SHARD,
-        DiskOp::Write { id: OpId(2), file: FileId(5), offset: 4096, buf: pattern(4096, 5) },
+        DiskOp::Write { id: OpId(2), file: FileId::Slot(5), offset: 4096, buf: pattern(4096, 5) },
     );
     rig.complete(1).remove(0).result.unwrap();
     rig.io.disk_submit(SHARD, create(3));
@@ -437,7 +437,7 @@ fn a_created_file_is_zeros_and_an_existing_one_is_left_alone(kind: HostKind) {
 fn a_create_in_a_missing_directory_is_an_error(kind: HostKind) {
     let mut rig = Rig::new(kind, "127.0.0.1:0");
     fs::remove_dir(rig.dir.path().join("wal")).unwrap();
-    rig.io.disk_submit(SHARD, DiskOp::Create { id: OpId(1), file: FileId(6), size_bytes: 4096 });
+    rig.io.disk_submit(SHARD, DiskOp::Create { id: OpId(1), file: FileId::Slot(6), size_bytes: 4096 });
     assert_eq!(rig.complete(1).remove(0).result.unwrap_err().kind(), std::io::ErrorKind::NotFound);
 }
 
@@ -553,13 +553,13 @@ fn a_host_dropped_with_work_in_flight_leaves_its_address_free(kind: HostKind) {
     for id in 0..4 {
         rig.io.disk_submit(SHARD, write(id, id * 65_536, pattern(65_536, 9)));
     }
-    rig.io.disk_submit(SHARD, DiskOp::Create { id: OpId(4), file: FileId(1), size_bytes: 1 << 20 });
+    rig.io.disk_submit(SHARD, DiskOp::Create { id: OpId(4), file: FileId::Slot(1), size_bytes: 1 << 20 });
     let mut payload = vec![1; 100];
     assert!(rig.io.send(&to(rig.address, 100), &mut payload));
     let Rig { io, address, dir } = rig;
     drop(io);
     bind_cores(address, 1).unwrap();
-    let file = fs::read(dir.path().join(FileId(0).path())).unwrap();
+    let file = fs::read(dir.path().join(FileId::Slot(0).path())).unwrap();
     for chunk in file[..4 * 65_536].chunks(65_536) {
         assert!(chunk == &pattern(65_536, 9)[..], "a submitted write is carried out");
     }

@@ -1,46 +1,87 @@
-//! What the log asks of a disk: operations in flight while it runs, and a synchronous [`Directory`] while it opens.
+//! What a shard asks of a disk: operations in flight while it runs, and a synchronous [`Directory`] while it opens.
 
 use std::fmt;
 use std::io;
 
 use crate::aligned::AlignedBuf;
 
-/// A file of the log. Slot files are numbered and never renamed; see `docs/formats/wal-v1.md`.
+/// A file in a shard's directory. Files are numbered and never renamed; see `docs/formats/wal-v1.md` for the log's and
+/// `docs/formats/far-v1.md` for runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FileId(pub u32);
+pub enum FileId {
+    /// A slot file of the log: `wal/0007.seg`.
+    Slot(u32),
+    /// The log's file `SUPER`.
+    Super,
+    /// A run of far-future events: `far/00000007.run`. No file of the log: its operations are none of [`crate::LocalWal`]'s.
+    Run(u32),
+}
 
 impl FileId {
-    /// The file `SUPER`.
-    pub const SUPER: FileId = FileId(u32::MAX);
-
     /// Its path in the shard's directory, with `/` between the parts.
     #[must_use]
     pub fn path(self) -> String {
         self.to_string()
     }
 
-    /// The slot whose file in `wal/` has this name.
+    /// The directory that it lies in, in the shard's directory; `""` is that one itself.
+    #[must_use]
+    pub fn dir(self) -> &'static str {
+        match self {
+            FileId::Slot(_) => SEGMENT_DIR,
+            FileId::Super => "",
+            FileId::Run(_) => RUN_DIR,
+        }
+    }
+
+    /// The slot whose file in [`SEGMENT_DIR`] has this name.
     #[must_use]
     pub fn from_slot_name(name: &str) -> Option<FileId> {
         let slot: u32 = name.strip_suffix(".seg")?.parse().ok()?;
-        (slot != u32::MAX && format!("{slot:04}.seg") == name).then_some(FileId(slot))
+        (format!("{slot:04}.seg") == name).then_some(FileId::Slot(slot))
+    }
+
+    /// The run whose file in [`RUN_DIR`] has this name.
+    #[must_use]
+    pub fn from_run_name(name: &str) -> Option<FileId> {
+        let run: u32 = name.strip_suffix(".run")?.parse().ok()?;
+        (format!("{run:08}.run") == name).then_some(FileId::Run(run))
     }
 }
 
 impl fmt::Display for FileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == FileId::SUPER { f.write_str("SUPER") } else { write!(f, "wal/{:04}.seg", self.0) }
+        match self {
+            FileId::Slot(slot) => write!(f, "{SEGMENT_DIR}/{slot:04}.seg"),
+            FileId::Super => f.write_str("SUPER"),
+            FileId::Run(run) => write!(f, "{RUN_DIR}/{run:08}.run"),
+        }
     }
 }
 
 /// Directory of the slot files, in the shard's directory.
 pub const SEGMENT_DIR: &str = "wal";
 
-/// Names an operation until it completes. Never reused by one log.
+/// Directory of the run files, in the shard's directory. It may be missing as long as there is none.
+pub const RUN_DIR: &str = "far";
+
+/// Names an operation until it completes. Never reused by whoever made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
 
-/// An operation that the log wants done. Several may be in flight; their order does not matter.
+impl OpId {
+    /// Set in the ids of operations that are not the log's: the log and another user share one disk, and whoever takes
+    /// a completion tells by this bit whose it is. [`crate::LocalWal`] makes no id with it and takes no completion with it.
+    pub const FOREIGN_BIT: u64 = 1 << 63;
+
+    /// Whether the operation is not the log's.
+    #[must_use]
+    pub const fn is_foreign(self) -> bool {
+        self.0 & OpId::FOREIGN_BIT != 0
+    }
+}
+
+/// An operation that a shard wants done. Several may be in flight; their order does not matter.
 #[derive(Debug)]
 pub enum DiskOp {
     /// Write all of `buf` (aligned, a multiple of 4 KiB) at `offset`. It completes when the bytes are durable:
@@ -76,6 +117,14 @@ pub enum DiskOp {
         /// In bytes.
         size_bytes: u64,
     },
+    /// Remove the file and sync its directory; a file that is not there is a success. Takes long, as
+    /// [`DiskOp::Create`]. An operation of the same file that is in flight meanwhile may succeed or fail.
+    Remove {
+        /// For the completion.
+        id: OpId,
+        /// Which file.
+        file: FileId,
+    },
 }
 
 impl DiskOp {
@@ -83,7 +132,10 @@ impl DiskOp {
     #[must_use]
     pub fn id(&self) -> OpId {
         match self {
-            DiskOp::Write { id, .. } | DiskOp::Read { id, .. } | DiskOp::Create { id, .. } => *id,
+            DiskOp::Write { id, .. }
+            | DiskOp::Read { id, .. }
+            | DiskOp::Create { id, .. }
+            | DiskOp::Remove { id, .. } => *id,
         }
     }
 }
@@ -189,7 +241,18 @@ pub fn execute(dir: &mut dyn Directory, op: DiskOp) -> DiskCompletion {
         DiskOp::Create { id, file, size_bytes } => {
             DiskCompletion { id, result: dir.create_zeroed(&file.path(), size_bytes), buf: None }
         }
+        DiskOp::Remove { id, file } => DiskCompletion { id, result: remove(dir, file), buf: None },
     }
+}
+
+fn remove(dir: &mut dyn Directory, file: FileId) -> io::Result<()> {
+    let unless_missing = |done: io::Result<()>| match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    };
+    unless_missing(dir.remove(&file.path()))?;
+    // Also where the file was missing already: an earlier removal may have failed before its sync.
+    unless_missing(dir.sync_dir(file.dir()))
 }
 
 #[cfg(test)]
@@ -197,13 +260,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_has_one_name() {
-        for slot in [0, 7, 9_999, 10_000] {
-            let path = FileId(slot).path();
-            assert_eq!(path.strip_prefix("wal/").and_then(FileId::from_slot_name), Some(FileId(slot)));
+    fn a_file_has_one_name() {
+        for number in [0, 7, 9_999, 10_000, 99_999_999, u32::MAX] {
+            let (slot, run) = (FileId::Slot(number), FileId::Run(number));
+            assert_eq!(slot.path().strip_prefix("wal/").and_then(FileId::from_slot_name), Some(slot));
+            assert_eq!(run.path().strip_prefix("far/").and_then(FileId::from_run_name), Some(run));
         }
-        for name in ["0.seg", "00000.seg", "+001.seg", "0001.tmp", "0001", "4294967295.seg", "lost+found"] {
+        for name in ["0.seg", "00000.seg", "+001.seg", "0001.tmp", "0001", "4294967296.seg", "lost+found"] {
             assert_eq!(FileId::from_slot_name(name), None, "{name}");
         }
+        for name in ["7.run", "0007.run", "000000007.run", "+0000007.run", "00000007.seg", "4294967296.run"] {
+            assert_eq!(FileId::from_run_name(name), None, "{name}");
+        }
+        assert_eq!(FileId::Run(7).path(), "far/00000007.run");
     }
 }

@@ -112,7 +112,7 @@ impl Life {
         while let Some(op) = self.wal.poll_op() {
             match op {
                 DiskOp::Write { id, file, buf, .. }
-                    if self.bug == Bug::DropsSuper && file == FileId::SUPER =>
+                    if self.bug == Bug::DropsSuper && file == FileId::Super =>
                 {
                     self.wal.on_completion(DiskCompletion { id, result: Ok(()), buf: Some(buf) });
                 }

@@ -276,10 +276,10 @@ fn a_truncated_segment_is_refused() {
 fn what_an_interrupted_creation_left_is_cleared_away() {
     let mut rig = used_rig();
     let slot_count = rig.wal.usage().slot_count;
-    rig.disk.put(&FileId(slot_count).path(), vec![0; 4096 * 3]);
+    rig.disk.put(&FileId::Slot(slot_count).path(), vec![0; 4096 * 3]);
     let (found, _) = rig.reopen().expect("an unfinished file is nothing to worry about");
     assert_eq!(found.len(), 30);
-    assert!(!rig.disk.exists(&FileId(slot_count).path()).expect("the disk works"));
+    assert!(!rig.disk.exists(&FileId::Slot(slot_count).path()).expect("the disk works"));
 }
 
 #[test]
@@ -322,12 +322,12 @@ fn another_format_is_named_and_left_alone() {
         restated(&mut bytes[copy * 4096..], 20, 0, 16, true);
     }
     let error = refusal(&mut rig);
-    assert!(matches!(error, OpenError::OtherFormat { file: FileId::SUPER, found: 9 }), "{error}");
+    assert!(matches!(error, OpenError::OtherFormat { file: FileId::Super, found: 9 }), "{error}");
     assert!(error.to_string().contains("newer"), "{error}");
 
     let mut rig = used_rig();
     restated(rig.disk.bytes_mut("wal/0001.seg").expect("it is there"), 12, 0, 8, false);
-    assert!(matches!(refusal(&mut rig), OpenError::OtherFormat { file: FileId(1), found: 9 }));
+    assert!(matches!(refusal(&mut rig), OpenError::OtherFormat { file: FileId::Slot(1), found: 9 }));
 }
 
 #[test]

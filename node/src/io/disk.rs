@@ -156,7 +156,7 @@ impl DiskThreads {
         match op {
             DiskOp::Write { .. } => self.write.submit(shard, op),
             DiskOp::Read { .. } => self.read.submit(shard, op),
-            DiskOp::Create { .. } => self.create.submit(shard, op),
+            DiskOp::Create { .. } | DiskOp::Remove { .. } => self.create.submit(shard, op),
         }
     }
 

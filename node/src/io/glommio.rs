@@ -365,7 +365,7 @@ impl CoreIo for GlommioHost {
         let transfer = match op {
             DiskOp::Write { id, file, offset, buf } => Transfer { id, file, offset, buf, write: true },
             DiskOp::Read { id, file, offset, buf } => Transfer { id, file, offset, buf, write: false },
-            DiskOp::Create { .. } => return self.shared.aside.submit(shard, op),
+            DiskOp::Create { .. } | DiskOp::Remove { .. } => return self.shared.aside.submit(shard, op),
         };
         self.shared.dirs.of(shard);
         self.shared.in_flight_count.update(|count| count + 1);

@@ -44,7 +44,10 @@ fn measure_commit_latency() {
     for size in [4096, 65_536, 262_144] {
         for kind in hosts() {
             let mut rig = Rig::new(kind, "127.0.0.1:0");
-            rig.io.disk_submit(SHARD, DiskOp::Create { id: OpId(0), file: FileId(0), size_bytes: SEGMENT });
+            rig.io.disk_submit(
+                SHARD,
+                DiskOp::Create { id: OpId(0), file: FileId::Slot(0), size_bytes: SEGMENT },
+            );
             rig.complete(1).remove(0).result.unwrap();
             let mut buf = pattern(size, 1);
             let mut taken = Vec::new();

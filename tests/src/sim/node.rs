@@ -7,7 +7,7 @@ use escapement_node::core::{Core, Mail};
 use escapement_node::io::WallClock;
 use escapement_protocol::frame::Frame;
 use escapement_protocol::{FrameDecoder, Now, ShardId};
-use escapement_wal::{DiskCompletion, DiskOp, ShardLog};
+use escapement_wal::{DiskCompletion, DiskOp, FileId, ShardLog};
 
 use super::bug::Bug;
 use super::judge::Leaving;
@@ -148,7 +148,7 @@ impl World {
         if state.called_done.remove(&completion.id) {
             return;
         }
-        if bug == Some(Bug::RetryAfterError) && completion.buf.is_some() {
+        if bug == Some(Bug::RetryAfterError) && completion.buf.is_some() && !completion.id.is_foreign() {
             completion.result = Ok(());
         }
         if bug == Some(Bug::LostCompletion) && self.rng.one_in(20) {
@@ -453,7 +453,8 @@ impl World {
     fn submit(&mut self, shard: ShardId, op: DiskOp, state: &mut SimCore) {
         let disk = &mut self.disks[usize::from(shard.0)];
         disk.note_op(&op);
-        if self.options.bug == Some(Bug::AckBeforeDurable) && matches!(op, DiskOp::Write { .. }) {
+        let is_log_write = matches!(op, DiskOp::Write { .. }) && !op.id().is_foreign();
+        if self.options.bug == Some(Bug::AckBeforeDurable) && is_log_write {
             disk.called_done.insert(op.id());
             state.completions.push((shard, DiskCompletion { id: op.id(), result: Ok(()), buf: None }));
             let core = self.core_of(shard);
@@ -462,7 +463,7 @@ impl World {
             self.queue.push(self.now_ns + 1, Happening::Turn { core, incarnation });
         }
         let disk = &mut self.disks[usize::from(shard.0)];
-        if let DiskOp::Create { file, .. } = &op
+        if let DiskOp::Create { file: file @ FileId::Slot(_), .. } = &op
             && self.options.bug == Some(Bug::CreationNotDurable)
         {
             disk.not_entered.push(file.path());

@@ -61,8 +61,8 @@ impl ShardDisk {
 
     /// Notes an operation on its way to the disk.
     pub(super) fn note_op(&mut self, op: &DiskOp) {
-        let DiskOp::Write { id, file, offset, buf } = op else { return };
-        if *file == FileId::SUPER || *offset == 0 {
+        let DiskOp::Write { id, file: FileId::Slot(_), offset, buf } = op else { return };
+        if *offset == 0 {
             return;
         }
         let block = Block::parse(&buf[FRAME_SIZE_BYTES..]).expect("a log writes blocks behind its headers");
@@ -76,7 +76,7 @@ impl ShardDisk {
 
     /// Notes an end that the core is about to learn of.
     pub(super) fn note_end(&mut self, id: OpId, succeeded: bool, is_write: bool) {
-        if !succeeded && is_write {
+        if !succeeded && is_write && !id.is_foreign() {
             self.poisoned = true;
         }
         if self.in_flight.remove(&id).is_some() && !self.poisoned {

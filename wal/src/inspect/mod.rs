@@ -65,7 +65,7 @@ pub struct InspectedExtent<'a> {
 /// # Errors
 /// Of the operating system, with the path that it is about. Damage is no error: it is part of the answer.
 pub fn inspect(root: &Path) -> io::Result<Inspection> {
-    let super_path = root.join(FileId::SUPER.path());
+    let super_path = root.join(FileId::Super.path());
     let superblock = Superblock::choose(&about(&super_path, std::fs::read(&super_path))?);
     let segment_dir = root.join(SEGMENT_DIR);
     let mut segments = Vec::new();

@@ -145,9 +145,10 @@ impl LocalWal {
     /// Takes an operation's end. The first failed write poisons the log; a failed creation does not.
     ///
     /// # Panics
-    /// If the operation is not one of those handed out and not yet completed.
+    /// If the operation is not one of those handed out and not yet completed, see [`OpId::is_foreign`].
     pub fn on_completion(&mut self, completion: DiskCompletion) {
         let DiskCompletion { id, result, buf } = completion;
+        assert!(!id.is_foreign(), "completion of an operation that is not the log's");
         if self.reads.is(id) {
             let oldest_segment_id = self.space.live.front().map_or(0, |oldest| oldest.id);
             self.reads.complete(result, buf, oldest_segment_id);
@@ -212,7 +213,7 @@ impl LocalWal {
             let id = self.op_id();
             self.space.creating = Some((slot, id));
             let size_bytes = u64::from(self.space.segment_size_bytes);
-            self.ops.push_back(DiskOp::Create { id, file: FileId(slot), size_bytes });
+            self.ops.push_back(DiskOp::Create { id, file: FileId::Slot(slot), size_bytes });
         }
     }
 
@@ -231,7 +232,7 @@ impl LocalWal {
         header.encode(&mut buf);
         let id = self.op_id();
         self.space.next = Next::Preparing { slot, op: id };
-        self.ops.push_back(DiskOp::Write { id, file: FileId(slot), offset: 0, buf });
+        self.ops.push_back(DiskOp::Write { id, file: FileId::Slot(slot), offset: 0, buf });
     }
 
     fn write_super(&mut self) {
@@ -247,7 +248,7 @@ impl LocalWal {
         superblock.encode_pair(&mut buf);
         let id = self.op_id();
         self.supers.started(id);
-        self.ops.push_back(DiskOp::Write { id, file: FileId::SUPER, offset, buf });
+        self.ops.push_back(DiskOp::Write { id, file: FileId::Super, offset, buf });
     }
 
     fn append(&mut self, kind: BlockKind, content: BlockContent<'_>) -> Result<BlockSeq, LogError> {
@@ -288,7 +289,12 @@ impl LocalWal {
         self.written_bytes += u64::from(size_bytes);
         let id = self.op_id();
         self.in_flight.push_back(InFlight { seq, op: id, done: false });
-        self.ops.push_back(DiskOp::Write { id, file: FileId(slot), offset: u64::from(place.offset), buf });
+        self.ops.push_back(DiskOp::Write {
+            id,
+            file: FileId::Slot(slot),
+            offset: u64::from(place.offset),
+            buf,
+        });
         self.maintain();
         Ok(seq)
     }
@@ -336,7 +342,7 @@ impl LocalWal {
     /// The files there are: what a driver opens before it executes the first operation. Later ones are announced by
     /// [`DiskOp::Create`].
     pub fn files(&self) -> impl Iterator<Item = FileId> + use<> {
-        (0..self.space.slot_count).map(FileId).chain([FileId::SUPER])
+        (0..self.space.slot_count).map(FileId::Slot).chain([FileId::Super])
     }
 
     /// The error that poisoned the log.
@@ -347,7 +353,9 @@ impl LocalWal {
 
     fn op_id(&mut self) -> OpId {
         self.next_op += 1;
-        OpId(self.next_op)
+        let id = OpId(self.next_op);
+        assert!(!id.is_foreign(), "the log has used up its operation ids");
+        id
     }
 
     fn buf(&mut self) -> AlignedBuf {
@@ -438,7 +446,7 @@ impl ShardLog for LocalWal {
         let op = self.op_id();
         let op = self.reads.start(
             op,
-            FileId(slot),
+            FileId::Slot(slot),
             reads::Span { segment_id: id, offset, written_bytes, from, through },
         );
         self.ops.push_back(op);

@@ -75,6 +75,7 @@ impl Clone for PendingOp {
             DiskOp::Create { id, file, size_bytes } => {
                 DiskOp::Create { id: *id, file: *file, size_bytes: *size_bytes }
             }
+            DiskOp::Remove { id, file } => DiskOp::Remove { id: *id, file: *file },
         })
     }
 }
@@ -172,6 +173,11 @@ impl MemDisk {
                     self.apply_by_luck(&file.path(), offset, &buf, luck, power);
                 }
                 DiskOp::Create { file, size_bytes, .. } => self.create_by_luck(&file.path(), size_bytes),
+                // Where the name is gone, a power cut may still bring it back: its directory was not synced.
+                DiskOp::Remove { file, .. } if self.rng.one_in(2) => {
+                    let _ = self.take_name(&file.path());
+                }
+                DiskOp::Remove { .. } => {}
             }
         }
     }
@@ -236,6 +242,13 @@ impl MemDisk {
             _ => self.rng.below(size_bytes / SECTOR_SIZE_BYTES as u64) * SECTOR_SIZE_BYTES as u64,
         };
         self.put(path, vec![0; made_bytes as usize]);
+    }
+
+    /// Takes a file's name away, not durably.
+    fn take_name(&mut self, path: &str) -> io::Result<()> {
+        let file = self.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        self.name_changes.push(NameChange::Removed { path: path.to_owned(), file });
+        Ok(())
     }
 
     /// Counts a change; answers whether the power fails in the middle of it.
@@ -363,8 +376,7 @@ impl Directory for MemDisk {
 
     fn remove(&mut self, path: &str) -> io::Result<()> {
         let failing = self.power_fails()?;
-        let file = self.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
-        self.name_changes.push(NameChange::Removed { path: path.to_owned(), file });
+        self.take_name(path)?;
         if failing { Err(power_failed()) } else { Ok(()) }
     }
 

@@ -103,7 +103,7 @@ pub fn format(dir: &mut dyn Directory, identity: LogIdentity, config: &WalConfig
     if let Some(fault) = config.fault() {
         return Err(OpenError::InvalidConfig(fault));
     }
-    let super_path = FileId::SUPER.path();
+    let super_path = FileId::Super.path();
     if dir.exists(&super_path).map_err(OpenError::io("look for", &super_path))? {
         return Err(OpenError::AlreadyFormatted { found: super_path });
     }
@@ -112,7 +112,7 @@ pub fn format(dir: &mut dyn Directory, identity: LogIdentity, config: &WalConfig
     }
     dir.create_dir(SEGMENT_DIR).map_err(OpenError::io("create", SEGMENT_DIR))?;
     for slot in 0..=config.spare_count {
-        let path = FileId(slot).path();
+        let path = FileId::Slot(slot).path();
         dir.create_zeroed(&path, config.segment_size_bytes).map_err(OpenError::io("create", path))?;
     }
     let header = SegmentHeader {
@@ -213,7 +213,7 @@ fn read_super(
     dir: &mut dyn Directory,
     identity: &LogIdentity,
 ) -> Result<(Superblock, AlignedBuf), OpenError> {
-    let path = FileId::SUPER.path();
+    let path = FileId::Super.path();
     if !dir.exists(&path).map_err(OpenError::io("look for", &path))? {
         return Err(OpenError::NotFormatted);
     }
@@ -221,7 +221,7 @@ fn read_super(
     let read = dir.read_at(&path, 0, &mut file).map_err(OpenError::io("read", path))?;
     file.set_len_stale(read);
     let superblock = Superblock::choose(&file).map_err(|error| match error {
-        SuperblockError::OtherFormat(found) => OpenError::OtherFormat { file: FileId::SUPER, found },
+        SuperblockError::OtherFormat(found) => OpenError::OtherFormat { file: FileId::Super, found },
         SuperblockError::NoQuorum { intact_count } => OpenError::SuperDamaged { intact_count },
     })?;
     let found = LogIdentity {

@@ -39,7 +39,7 @@ pub(super) fn write_super(
 
 /// Writes the header of the slot file that it names.
 pub(super) fn write_header(dir: &mut dyn Directory, header: &SegmentHeader) -> Result<(), OpenError> {
-    let path = FileId(header.slot).path();
+    let path = FileId::Slot(header.slot).path();
     let mut buf = AlignedBuf::new();
     header.encode(&mut buf);
     dir.write_at(&path, 0, &buf).map_err(OpenError::io("write", path))
@@ -83,7 +83,7 @@ impl Recovery {
         self.superblock.generation += 1;
         self.superblock.epoch = epoch;
         self.superblock.committed_through = last;
-        write_super(dir, &FileId::SUPER.path(), &self.superblock)?;
+        write_super(dir, &FileId::Super.path(), &self.superblock)?;
         self.tidy_slots(dir)?;
         let mut space = self.space(dir, epoch)?;
         let last_checksum = self.open_epoch(dir, &mut space, epoch, last)?;
@@ -101,7 +101,7 @@ impl Recovery {
     /// Makes all copies agree on the generation that was chosen, touching only those that don't: a write of the next
     /// one may tear a pair, and whatever the other pair holds must then suffice.
     fn complete_super(&self, dir: &mut dyn Directory) -> Result<(), OpenError> {
-        let path = FileId::SUPER.path();
+        let path = FileId::Super.path();
         dir.sync(&path).map_err(OpenError::io("sync", &path))?;
         let mut copy = AlignedBuf::new();
         self.superblock.encode_copy(&mut copy);
@@ -119,7 +119,7 @@ impl Recovery {
         let tail = self.live.iter().skip(oldest_in_doubt).map(|segment| segment.slot);
         let next = self.slot_of(self.end_place().0 + 1).map(|slot| slot.number);
         for slot in tail.chain(next) {
-            let path = FileId(slot).path();
+            let path = FileId::Slot(slot).path();
             dir.sync(&path).map_err(OpenError::io("sync", path))?;
         }
         dir.sync_dir(SEGMENT_DIR).map_err(OpenError::io("sync", SEGMENT_DIR))
@@ -262,7 +262,7 @@ impl Recovery {
             return Ok(slot.number);
         }
         let number = self.slots.len() as u32;
-        let path = FileId(number).path();
+        let path = FileId::Slot(number).path();
         dir.create_zeroed(&path, self.config.segment_size_bytes).map_err(OpenError::io("create", path))?;
         self.slots.push(Slot { number, content: Content::Blank });
         Ok(number)
@@ -296,7 +296,7 @@ impl Recovery {
         };
         let mut buf = AlignedBuf::new();
         let checksum = encode_extent(&mut buf, place, &header, &[]);
-        let path = FileId(slot).path();
+        let path = FileId::Slot(slot).path();
         dir.write_at(&path, u64::from(place.offset), &buf).map_err(OpenError::io("write", path))?;
         Ok(checksum)
     }
@@ -314,7 +314,7 @@ impl Recovery {
             Some(slot) => slot,
             None => {
                 let slot = space.slot_count;
-                let path = FileId(slot).path();
+                let path = FileId::Slot(slot).path();
                 dir.create_zeroed(&path, self.config.segment_size_bytes)
                     .map_err(OpenError::io("create", path))?;
                 space.slot_count += 1;

@@ -162,7 +162,7 @@ impl Scan {
         visitor: Visitor<'_>,
     ) -> Result<RecoveryCase, OpenError> {
         let buf = std::mem::take(&mut self.buf);
-        let mut window = Window::new(FileId(segment.slot), self.segment_size_bytes, buf);
+        let mut window = Window::new(FileId::Slot(segment.slot), self.segment_size_bytes, buf);
         let end = loop {
             let offset = u64::from(segment.used_bytes);
             if offset >= self.segment_size_bytes {

@@ -29,7 +29,7 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn file(&self) -> FileId {
-        FileId(self.number)
+        FileId::Slot(self.number)
     }
 
     pub(super) fn segment_id(&self) -> Option<u64> {
@@ -50,7 +50,7 @@ pub(super) fn survey(
     for name in dir.list(SEGMENT_DIR).map_err(OpenError::io("list", SEGMENT_DIR))? {
         match FileId::from_slot_name(&name) {
             // A stray file with a huge number must not become a huge table.
-            Some(FileId(number)) if number < SLOT_NUMBER_MAX => numbers.push(number),
+            Some(FileId::Slot(number)) if number < SLOT_NUMBER_MAX => numbers.push(number),
             _ => return Err(OpenError::UnexpectedFile { name }),
         }
     }
@@ -59,7 +59,7 @@ pub(super) fn survey(
     let mut slots: Vec<Slot> =
         (0..slot_count).map(|number| Slot { number, content: Content::Absent }).collect();
     for number in numbers {
-        slots[number as usize].content = look(dir, FileId(number), identity, segment_size_bytes)?;
+        slots[number as usize].content = look(dir, number, identity, segment_size_bytes)?;
     }
     for (at, slot) in slots.iter().enumerate() {
         let Some(segment_id) = slot.segment_id() else { continue };
@@ -74,10 +74,11 @@ const SLOT_NUMBER_MAX: u32 = 1 << 20;
 
 fn look(
     dir: &mut dyn Directory,
-    file: FileId,
+    number: u32,
     identity: &LogIdentity,
     segment_size_bytes: u64,
 ) -> Result<Content, OpenError> {
+    let file = FileId::Slot(number);
     let path = file.path();
     let found_bytes = dir.size(&path).map_err(OpenError::io("size", &path))?.unwrap_or(0);
     // The header and the first frame.
@@ -103,7 +104,7 @@ fn look(
     match (header, first_frame) {
         (Ok(header), _) => {
             let home =
-                (header.cluster, header.shard, header.slot) == (identity.cluster, identity.shard, file.0);
+                (header.cluster, header.shard, header.slot) == (identity.cluster, identity.shard, number);
             if !home {
                 let SegmentHeader { cluster, shard, slot, .. } = header;
                 return Err(OpenError::ForeignSegment { file, cluster, shard: shard.0, slot });

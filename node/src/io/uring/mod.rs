@@ -386,7 +386,7 @@ impl CoreIo for UringHost {
         let (id, file, offset, mut buf, write) = match op {
             DiskOp::Write { id, file, offset, buf } => (id, file, offset, buf, true),
             DiskOp::Read { id, file, offset, buf } => (id, file, offset, buf, false),
-            DiskOp::Create { .. } => return self.creator.submit(shard, op),
+            DiskOp::Create { .. } | DiskOp::Remove { .. } => return self.creator.submit(shard, op),
         };
         let file = match self.files.file(shard, file) {
             Ok(file) => file,
