@@ -5,7 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use common::{IDENTITY, records};
+use common::{IDENTITY, Rig, records};
 use escapement_protocol::WallMs;
 use escapement_wal::conformance::Found;
 use escapement_wal::memory::{Faults, MemDisk, Rng};
@@ -73,6 +73,8 @@ struct Life {
     written: BTreeMap<BlockSeq, Found>,
     acknowledged: BlockSeq,
     trimmed: BlockSeq,
+    /// What the log called trimmed for good.
+    trimmed_through: BlockSeq,
     /// Operations that a bug has reported already.
     reported: BTreeSet<OpId>,
     tag: u64,
@@ -103,6 +105,7 @@ impl Life {
             written: BTreeMap::new(),
             acknowledged,
             trimmed: BlockSeq(0),
+            trimmed_through: BlockSeq(0),
             reported: BTreeSet::new(),
             tag: 0,
         }
@@ -133,8 +136,14 @@ impl Life {
             self.wal.on_completion(completion);
         }
         self.pump();
-        self.acknowledged = self.acknowledged.max(self.wal.durable());
+        self.note_promises();
         true
+    }
+
+    /// What must hold whatever happens next.
+    fn note_promises(&mut self) {
+        self.acknowledged = self.acknowledged.max(self.wal.durable());
+        self.trimmed_through = self.trimmed_through.max(self.wal.trimmed_through());
     }
 
     fn act(&mut self) {
@@ -155,7 +164,7 @@ impl Life {
             _ => self.wal.heal(),
         }
         self.pump();
-        self.acknowledged = self.acknowledged.max(self.wal.durable());
+        self.note_promises();
     }
 
     fn submit(&mut self) {
@@ -226,6 +235,10 @@ impl Life {
         if report.first > self.trimmed.next() {
             return Err(format!("trimmed up to {}, the log begins at {}", self.trimmed, report.first));
         }
+        if report.first <= self.trimmed_through {
+            let (upto, first) = (self.trimmed_through, report.first);
+            return Err(format!("trimmed for good up to {upto}, the log begins at {first}"));
+        }
         self.written = self.written.split_off(&report.first);
         // A block that was never acknowledged may be gone, and all after it: an opening that the power cut short may
         // have put its own block there.
@@ -241,6 +254,10 @@ impl Life {
             return Err("what is found is not a prefix of what was written".to_owned());
         }
         self.acknowledged = self.wal.durable();
+        self.trimmed_through = self.wal.trimmed_through();
+        if self.trimmed_through.next() != report.first {
+            return Err(format!("the log begins at {}, not behind {}", report.first, self.trimmed_through));
+        }
         self.reported.clear();
         Ok(())
     }
@@ -323,4 +340,38 @@ fn a_recovery_that_does_not_sync_what_it_read_is_caught() {
 #[test]
 fn a_segment_recycled_before_super_let_go_of_it_is_caught() {
     assert!(seed_that_finds(Bug::DropsSuper, 0..50).is_some());
+}
+
+#[test]
+fn a_block_is_trimmed_for_good_only_once_super_says_so() {
+    let mut seen_again = 0;
+    for seed in 0..40 {
+        let mut rig = Rig::new(seed, WalConfig::tiny());
+        for tag in 0..20 {
+            while rig.submit(&records(tag, 6_000)).is_err() {
+                assert!(rig.step());
+            }
+        }
+        rig.settle();
+        assert_eq!(rig.wal.trimmed_through(), BlockSeq(0));
+        let upto = rig.wal.usage().oldest_sealed_last_block_seq.expect("many segments are sealed");
+        rig.wal.trim(upto);
+        let told = rig.wal.usage().oldest_block_seq;
+        assert_eq!(
+            (told, rig.wal.trimmed_through()),
+            (upto.next(), BlockSeq(0)),
+            "SUPER is still to be written"
+        );
+        for _ in 0..seed % 4 {
+            rig.step();
+        }
+        let promised = rig.wal.trimmed_through();
+        assert!(promised == BlockSeq(0) || promised == upto);
+        rig.disk.power_cut();
+        let (_, report) = rig.reopen().expect("a log opens after a power cut");
+        assert!(report.first > promised, "seed {seed}");
+        assert_eq!(rig.wal.trimmed_through().next(), report.first);
+        seen_again += u32::from(report.first < told);
+    }
+    assert!(seen_again > 0, "a trim that SUPER does not know yet can be lost");
 }

@@ -339,6 +339,13 @@ impl LocalWal {
         }
     }
 
+    /// The last block that is trimmed for good: no later opening sees it or one before it, whatever happens. It
+    /// follows [`ShardLog::trim`] by the writes of `SUPER` that say so, and goes by whole segments.
+    #[must_use]
+    pub fn trimmed_through(&self) -> BlockSeq {
+        BlockSeq(self.supers.durable_first().0 - 1)
+    }
+
     /// The files there are: what a driver opens before it executes the first operation. Later ones are announced by
     /// [`DiskOp::Create`].
     pub fn files(&self) -> impl Iterator<Item = FileId> + use<> {

@@ -22,11 +22,18 @@ pub(crate) struct Supers {
     /// The last generation, durable or being written.
     superblock: Superblock,
     stage: Stage,
+    /// First block of the chain by the last generation of which all copies are durable.
+    durable_first: BlockSeq,
 }
 
 impl Supers {
     pub(crate) fn new(durable: Superblock) -> Supers {
-        Supers { superblock: durable, stage: Stage::Idle }
+        Supers { superblock: durable, stage: Stage::Idle, durable_first: durable.first_block_seq }
+    }
+
+    /// Where every later opening begins, or behind it.
+    pub(crate) fn durable_first(&self) -> BlockSeq {
+        self.durable_first
     }
 
     /// The next write, where one is due: its offset in the file, and what both copies there are to hold.
@@ -66,7 +73,12 @@ impl Supers {
     /// A pair is durable. After the second, answers how many of the retiring slots the generation covers.
     pub(crate) fn complete(&mut self) -> Option<usize> {
         let Stage::Pair { second, retired_count, .. } = self.stage else { return None };
-        self.stage = if second { Stage::Idle } else { Stage::Pair { second: true, op: None, retired_count } };
-        second.then_some(retired_count)
+        if !second {
+            self.stage = Stage::Pair { second: true, op: None, retired_count };
+            return None;
+        }
+        self.stage = Stage::Idle;
+        self.durable_first = self.superblock.first_block_seq;
+        Some(retired_count)
     }
 }
