@@ -86,6 +86,9 @@ impl OpId {
 pub enum DiskOp {
     /// Write all of `buf` (aligned, a multiple of 4 KiB) at `offset`. It completes when the bytes are durable:
     /// `O_DIRECT` and `O_DSYNC`, or a write followed by `fdatasync`. A short write is an error.
+    ///
+    /// Past the end of a run it makes the file longer, and is complete once the new size is durable too; what lies
+    /// between the old end and `offset` is zero. A slot file and `SUPER` keep their size.
     Write {
         /// For the completion.
         id: OpId,
@@ -108,7 +111,8 @@ pub enum DiskOp {
         buf: AlignedBuf,
     },
     /// Create the file, write zeros to all of it, sync it and its directory. Takes long: run it in the background.
-    /// On failure remove what was made.
+    /// On failure remove what was made. For a run, [`RUN_DIR`] is made where it is missing; the directory of the slot
+    /// files must be there.
     Create {
         /// For the completion.
         id: OpId,
@@ -183,7 +187,8 @@ pub trait Directory {
     /// As [`Directory::list`].
     fn read_at(&mut self, path: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// Overwrites part of an existing file, durably. Offset, length and address are multiples of 4 KiB.
+    /// Overwrites part of an existing file, durably, or makes a run longer, see [`DiskOp::Write`]. Offset, length and
+    /// address are multiples of 4 KiB.
     ///
     /// # Errors
     /// As [`Directory::list`].
@@ -239,10 +244,18 @@ pub fn execute(dir: &mut dyn Directory, op: DiskOp) -> DiskCompletion {
             DiskCompletion { id, result, buf: Some(buf) }
         }
         DiskOp::Create { id, file, size_bytes } => {
-            DiskCompletion { id, result: dir.create_zeroed(&file.path(), size_bytes), buf: None }
+            DiskCompletion { id, result: create(dir, file, size_bytes), buf: None }
         }
         DiskOp::Remove { id, file } => DiskCompletion { id, result: remove(dir, file), buf: None },
     }
+}
+
+fn create(dir: &mut dyn Directory, file: FileId, size_bytes: u64) -> io::Result<()> {
+    if let FileId::Run(_) = file {
+        // Each time, though it is there mostly: a process that was killed may have made it and not its entry durable.
+        dir.create_dir(RUN_DIR)?;
+    }
+    dir.create_zeroed(&file.path(), size_bytes)
 }
 
 fn remove(dir: &mut dyn Directory, file: FileId) -> io::Result<()> {

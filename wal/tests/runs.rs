@@ -2,13 +2,31 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io;
 
 use common::{Rig, records};
 use escapement_protocol::WallMs;
+use escapement_wal::memory::{Faults, MemDisk};
 use escapement_wal::*;
 
 const FIRST: u64 = OpId::FOREIGN_BIT;
+const PAGE: usize = 4096;
+
+fn create(id: u64, run: u32) -> DiskOp {
+    DiskOp::Create { id: OpId(id), file: FileId::Run(run), size_bytes: 0 }
+}
+
+fn write(id: u64, run: u32, page: usize, byte: u8, page_count: usize) -> DiskOp {
+    let mut buf = AlignedBuf::zeroed(page_count * PAGE);
+    buf.fill(byte);
+    DiskOp::Write { id: OpId(id), file: FileId::Run(run), offset: (page * PAGE) as u64, buf }
+}
+
+fn read(id: u64, run: u32, page_count: usize) -> DiskOp {
+    let buf = AlignedBuf::zeroed(page_count * PAGE);
+    DiskOp::Read { id: OpId(id), file: FileId::Run(run), offset: 0, buf }
+}
 
 fn remove(id: u64, run: u32) -> DiskOp {
     DiskOp::Remove { id: OpId(id), file: FileId::Run(run) }
@@ -21,11 +39,139 @@ fn done(dir: &mut dyn Directory, op: DiskOp) -> io::Result<()> {
     completion.result
 }
 
+/// The bytes that stand at the start of each page of a run, `None` where there is no such file.
+fn pages(dir: &mut dyn Directory, run: u32) -> Option<Vec<u8>> {
+    let path = FileId::Run(run).path();
+    let size_bytes = dir.size(&path).expect("the disk works")?;
+    let mut buf = AlignedBuf::zeroed(size_bytes as usize);
+    assert_eq!(dir.read_at(&path, 0, &mut buf).expect("the disk works"), buf.len());
+    Some(buf.chunks(PAGE).map(|page| page[0]).collect())
+}
+
+/// A run's life, by whatever executes operations.
+fn a_run_is_made_extended_read_and_removed(mut execute: impl FnMut(DiskOp) -> DiskCompletion) {
+    let mut end = |op: DiskOp| {
+        let id = op.id();
+        let completion = execute(op);
+        assert_eq!(completion.id, id);
+        completion.result.map(|()| completion.buf)
+    };
+    assert_eq!(end(read(FIRST, 1, 1)).expect_err("not made yet").kind(), io::ErrorKind::NotFound);
+    for run in [1, 2] {
+        assert!(end(create(FIRST, run)).expect("the first makes the directory too").is_none());
+        assert_eq!(end(read(FIRST, run, 1)).expect_err("empty").kind(), io::ErrorKind::UnexpectedEof);
+        for page in 0..3 {
+            end(write(FIRST + 1 + page as u64, run, page, b'a' + page as u8, 1)).expect("it grows");
+        }
+        assert_eq!(end(create(FIRST, run)).expect_err("it is there").kind(), io::ErrorKind::AlreadyExists);
+        let found = end(read(FIRST, run, 3)).expect("three pages").expect("a read brings its buffer back");
+        assert!(found.chunks(PAGE).zip(b"abc").all(|(page, byte)| page.iter().all(|found| found == byte)));
+        assert_eq!(end(read(FIRST, run, 4)).expect_err("three pages").kind(), io::ErrorKind::UnexpectedEof);
+        end(remove(FIRST, run)).expect("it is there");
+        assert_eq!(end(read(FIRST, run, 3)).expect_err("removed").kind(), io::ErrorKind::NotFound);
+        let refused = end(write(FIRST, run, 3, b'd', 1)).expect_err("removed");
+        assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn runs_live_and_end_on_files_and_in_memory() {
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+    let mut files = FsDirectory::new(root.path());
+    a_run_is_made_extended_read_and_removed(|op| disk::execute(&mut files, op));
+    let mut memory = MemDisk::new(1);
+    a_run_is_made_extended_read_and_removed(|op| {
+        memory.submit(op);
+        memory.step().expect("one is pending")
+    });
+}
+
+/// Two runs, the first with one page, and an operation on the second in flight when the machine stops.
+fn stopped_in(op: impl Fn() -> DiskOp, seed: u64, killed_first: bool) -> MemDisk {
+    let mut disk = MemDisk::new(seed);
+    for op in [create(FIRST, 1), write(FIRST, 1, 0, b'a', 1)] {
+        disk.submit(op);
+        disk.step().expect("one is pending").result.expect("the disk works");
+    }
+    disk.submit(op());
+    if killed_first {
+        disk.kill();
+    }
+    disk.power_cut();
+    disk
+}
+
+#[test]
+fn a_power_cut_decides_what_becomes_of_operations_in_flight() {
+    for killed_first in [false, true] {
+        let seen = |op: &dyn Fn() -> DiskOp, run: u32| -> BTreeSet<Option<Vec<u8>>> {
+            (0..300).map(|seed| pages(&mut stopped_in(op, seed, killed_first), run)).collect()
+        };
+        assert_eq!(seen(&|| create(FIRST, 2), 2), [None, Some(vec![])].into(), "made or not");
+        assert_eq!(seen(&|| remove(FIRST, 1), 1), [None, Some(vec![b'a'])].into(), "removed or not");
+        let written = seen(&|| write(FIRST, 1, 1, b'b', 2), 1);
+        for outcome in [&b"a"[..], b"ab", b"abb", b"a\0\0", b"a\0b", b"ab\0"] {
+            assert!(written.contains(&Some(outcome.to_vec())), "{outcome:?} is not among {written:?}");
+        }
+        assert!(written.iter().flatten().all(|pages| pages[0] == b'a' && pages.len() <= 3), "{written:?}");
+    }
+}
+
+#[test]
+fn what_has_completed_survives_every_crash() {
+    for seed in 0..200 {
+        let mut disk = MemDisk::new(seed);
+        for op in [create(FIRST, 1), create(FIRST, 2), write(FIRST, 1, 0, b'a', 2), remove(FIRST, 2)] {
+            disk.submit(op);
+            disk.step().expect("one is pending").result.expect("the disk works");
+        }
+        disk.submit(write(FIRST, 1, 2, b'b', 1));
+        if seed % 2 == 0 {
+            disk.kill();
+        }
+        disk.power_cut();
+        assert!(pages(&mut disk, 1).expect("made").starts_with(b"aa"), "seed {seed}");
+        assert_eq!(pages(&mut disk, 2), None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_sync_keeps_what_a_killed_process_left() {
+    let mut grown = 0;
+    for seed in 0..100 {
+        let mut disk = MemDisk::new(seed);
+        disk.submit(create(FIRST, 1));
+        disk.step().expect("one is pending").result.expect("the disk works");
+        disk.submit(write(FIRST, 1, 0, b'a', 2));
+        disk.kill();
+        let before = pages(&mut disk, 1);
+        disk.sync("far/00000001.run").expect("the disk works");
+        disk.power_cut();
+        assert_eq!(pages(&mut disk, 1), before, "seed {seed}");
+        grown += usize::from(before.is_some_and(|pages| !pages.is_empty()));
+    }
+    assert!(grown > 0);
+}
+
+#[test]
+fn a_full_disk_and_a_failed_write_end_a_runs_operation_with_an_error() {
+    let mut disk = MemDisk::new(1);
+    disk.submit(create(FIRST, 1));
+    disk.step().expect("one is pending").result.expect("the disk works");
+    disk.set_faults(Faults { no_space: true, write_fails_after: Some(0), ..Faults::default() });
+    disk.submit(create(FIRST, 2));
+    let refused = disk.step().expect("one is pending").result.expect_err("the disk is full");
+    assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+    disk.submit(write(FIRST, 1, 0, b'a', 1));
+    let failed = disk.step().expect("one is pending");
+    assert!(failed.result.is_err() && failed.buf.is_some());
+}
+
 #[test]
 fn a_removed_run_is_gone_and_a_missing_one_is_no_error() {
     let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
     let mut files = FsDirectory::new(root.path());
-    let mut memory = memory::MemDisk::new(1);
+    let mut memory = MemDisk::new(1);
     for dir in [&mut files as &mut dyn Directory, &mut memory] {
         done(dir, remove(FIRST, 1)).expect("neither file nor directory is there");
         dir.create_dir(disk::RUN_DIR).expect("the disk works");

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::Rng;
-use crate::disk::{Directory, DiskCompletion, DiskOp};
-
-/// What the disk writes as one, in bytes. A power cut may still tear a sector, if rarely.
-const SECTOR_SIZE_BYTES: usize = 512;
+use super::file::{Luck, MemFile, Reach, SECTOR_SIZE_BYTES};
+use crate::disk::{Directory, DiskCompletion, DiskOp, RUN_DIR};
 
 /// Faults that a [`MemDisk`] shows from now on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,26 +19,30 @@ pub struct Faults {
     pub power_fails_after: Option<u32>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct MemFile {
-    durable: Vec<u8>,
-    /// Sectors that can be read and that a power cut may lose: written by a process that was killed before its write
-    /// completed.
-    cached: BTreeMap<usize, [u8; SECTOR_SIZE_BYTES]>,
-}
-
 #[derive(Clone, Debug)]
 enum NameChange {
+    Created { path: String },
     Removed { path: String, file: MemFile },
     Renamed { from: String, to: String, replaced: Option<MemFile> },
 }
 
-/// Which of the sectors that are not durable survive a crash.
-#[derive(Clone, Copy)]
-enum Luck {
-    All,
-    Nothing,
-    Part,
+impl NameChange {
+    fn dir(&self) -> &str {
+        match self {
+            NameChange::Created { path }
+            | NameChange::Removed { path, .. }
+            | NameChange::Renamed { to: path, .. } => parent(path),
+        }
+    }
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(dir, _)| dir)
+}
+
+/// Whether a write past the end makes the file longer.
+fn may_grow(path: &str) -> bool {
+    parent(path) == RUN_DIR
 }
 
 /// An in-memory disk that keeps, tears or drops unsynced sectors when it is killed or loses power. Seeded.
@@ -121,8 +123,8 @@ impl MemDisk {
             && self.write_fails()
         {
             let (id, file, offset) = (*id, *file, *offset);
-            let luck = self.luck();
-            self.apply_by_luck(&file.path(), offset, buf, luck, true);
+            let luck = Luck::draw(&mut self.rng);
+            self.apply_by_luck(&file.path(), offset, buf, luck, Reach::Medium);
             let DiskOp::Write { buf, .. } = op else { return None };
             let result = Err(io::Error::other("injected write error"));
             return Some(DiskCompletion { id, result, buf: Some(buf) });
@@ -133,22 +135,24 @@ impl MemDisk {
     /// The process dies. What was in flight may have reached the disk, or its cache, or nothing; a later power cut may
     /// still lose what is in the cache, unless it is synced first.
     pub fn kill(&mut self) {
-        self.stop(false);
+        self.stop(Reach::Cache);
     }
 
     /// The power fails and comes back: of everything that was not durable, an arbitrary part survives.
     pub fn power_cut(&mut self) {
-        self.stop(true);
-        let luck = self.luck();
+        self.stop(Reach::Medium);
+        let luck = Luck::draw(&mut self.rng);
         for file in self.files.values_mut() {
-            for (sector, bytes) in std::mem::take(&mut file.cached) {
-                write_sector(&mut file.durable, sector, &bytes, luck, &mut self.rng);
-            }
+            file.power_cut(luck, &mut self.rng);
         }
         let kept_count = self.rng.below(self.name_changes.len() as u64 + 1) as usize;
         for change in self.name_changes.split_off(kept_count).into_iter().rev() {
             match change {
-                NameChange::Removed { path, file } => {
+                NameChange::Created { path } => {
+                    self.files.remove(&path);
+                }
+                NameChange::Removed { path, mut file } => {
+                    file.power_cut(luck, &mut self.rng);
                     self.files.insert(path, file);
                 }
                 NameChange::Renamed { from, to, replaced } => {
@@ -164,13 +168,13 @@ impl MemDisk {
         self.dead = false;
     }
 
-    fn stop(&mut self, power: bool) {
-        let luck = self.luck();
+    fn stop(&mut self, reach: Reach) {
+        let luck = Luck::draw(&mut self.rng);
         for PendingOp(op) in std::mem::take(&mut self.pending) {
             match op {
                 DiskOp::Read { .. } => {}
                 DiskOp::Write { file, offset, buf, .. } => {
-                    self.apply_by_luck(&file.path(), offset, &buf, luck, power);
+                    self.apply_by_luck(&file.path(), offset, &buf, luck, reach);
                 }
                 DiskOp::Create { file, size_bytes, .. } => self.create_by_luck(&file.path(), size_bytes),
                 // Where the name is gone, a power cut may still bring it back: its directory was not synced.
@@ -189,20 +193,12 @@ impl MemDisk {
 
     /// Adds a file with this content, or replaces one.
     pub fn put(&mut self, path: &str, bytes: Vec<u8>) {
-        self.files.insert(path.to_owned(), MemFile { durable: bytes, cached: BTreeMap::new() });
+        self.files.insert(path.to_owned(), MemFile::new(bytes));
     }
 
     /// Paths of all files.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
-    }
-
-    fn luck(&mut self) -> Luck {
-        match self.rng.below(8) {
-            0 => Luck::All,
-            1 => Luck::Nothing,
-            _ => Luck::Part,
-        }
     }
 
     fn write_fails(&mut self) -> bool {
@@ -219,29 +215,26 @@ impl MemDisk {
         }
     }
 
-    /// Writes the sectors that luck keeps: to the medium, or to the cache before it.
-    fn apply_by_luck(&mut self, path: &str, offset: u64, bytes: &[u8], luck: Luck, to_medium: bool) {
-        let Some(file) = self.files.get_mut(path) else { return };
-        for (at, chunk) in bytes.chunks_exact(SECTOR_SIZE_BYTES).enumerate() {
-            let sector = offset as usize / SECTOR_SIZE_BYTES + at;
-            let mut content = [0; SECTOR_SIZE_BYTES];
-            content.copy_from_slice(chunk);
-            if to_medium {
-                file.cached.remove(&sector);
-                write_sector(&mut file.durable, sector, &content, luck, &mut self.rng);
-            } else if keeps(luck, &mut self.rng) {
-                file.cached.insert(sector, content);
-            }
+    /// Writes what luck keeps, as far as it got.
+    fn apply_by_luck(&mut self, path: &str, offset: u64, bytes: &[u8], luck: Luck, reach: Reach) {
+        if let Some(file) = self.files.get_mut(path) {
+            file.write_by_luck((offset as usize, bytes), may_grow(path), (luck, reach), &mut self.rng);
         }
     }
 
+    /// A creation that was cut short: the entry, where there is one, is not durable.
     fn create_by_luck(&mut self, path: &str, size_bytes: u64) {
+        let sector_count = size_bytes / SECTOR_SIZE_BYTES as u64;
         let made_bytes = match self.rng.below(4) {
             0 => return,
             1 => size_bytes,
-            _ => self.rng.below(size_bytes / SECTOR_SIZE_BYTES as u64) * SECTOR_SIZE_BYTES as u64,
+            _ if sector_count == 0 => 0,
+            _ => self.rng.below(sector_count) * SECTOR_SIZE_BYTES as u64,
         };
-        self.put(path, vec![0; made_bytes as usize]);
+        if !self.files.contains_key(path) {
+            self.put(path, vec![0; made_bytes as usize]);
+            self.name_changes.push(NameChange::Created { path: path.to_owned() });
+        }
     }
 
     /// Takes a file's name away, not durably.
@@ -249,6 +242,10 @@ impl MemDisk {
         let file = self.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
         self.name_changes.push(NameChange::Removed { path: path.to_owned(), file });
         Ok(())
+    }
+
+    fn names_synced(&mut self, dir: &str) {
+        self.name_changes.retain(|change| change.dir() != dir);
     }
 
     /// Counts a change; answers whether the power fails in the middle of it.
@@ -278,33 +275,6 @@ fn power_failed() -> io::Error {
     io::Error::other("the power failed")
 }
 
-fn keeps(luck: Luck, rng: &mut Rng) -> bool {
-    match luck {
-        Luck::All => true,
-        Luck::Nothing => false,
-        Luck::Part => rng.one_in(2),
-    }
-}
-
-/// Writes a sector where luck keeps it; rarely only its first bytes.
-fn write_sector(
-    medium: &mut [u8],
-    sector: usize,
-    bytes: &[u8; SECTOR_SIZE_BYTES],
-    luck: Luck,
-    rng: &mut Rng,
-) {
-    if !keeps(luck, rng) {
-        return;
-    }
-    let torn = matches!(luck, Luck::Part) && rng.one_in(16);
-    let kept = if torn { rng.below(SECTOR_SIZE_BYTES as u64) as usize } else { SECTOR_SIZE_BYTES };
-    let start = sector * SECTOR_SIZE_BYTES;
-    if let Some(place) = medium.get_mut(start..start + kept) {
-        place.copy_from_slice(&bytes[..kept]);
-    }
-}
-
 impl Directory for MemDisk {
     fn list(&mut self, dir: &str) -> io::Result<Vec<String>> {
         let names = self.files.keys().filter_map(|path| match (dir, path.rsplit_once('/')) {
@@ -316,41 +286,24 @@ impl Directory for MemDisk {
     }
 
     fn size(&mut self, path: &str) -> io::Result<Option<u64>> {
-        Ok(self.files.get(path).map(|file| file.durable.len() as u64))
+        Ok(self.files.get(path).map(|file| file.size_bytes() as u64))
     }
 
     fn read_at(&mut self, path: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         if self.dead {
             return Err(power_failed());
         }
-        let file = self.existing(path)?;
-        let offset = offset as usize;
-        let from = offset.min(file.durable.len());
-        let read = buf.len().min(file.durable.len() - from);
-        buf[..read].copy_from_slice(&file.durable[from..from + read]);
-        let sectors = from / SECTOR_SIZE_BYTES..(from + read) / SECTOR_SIZE_BYTES;
-        for (&sector, bytes) in file.cached.range(sectors) {
-            let at = sector * SECTOR_SIZE_BYTES - from;
-            buf[at..at + SECTOR_SIZE_BYTES].copy_from_slice(bytes);
-        }
-        Ok(read)
+        Ok(self.existing(path)?.read_at(offset as usize, buf))
     }
 
     fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         assert!(offset.is_multiple_of(4096) && bytes.len().is_multiple_of(4096), "an unaligned direct write");
         if self.power_fails()? {
-            let luck = self.luck();
-            self.apply_by_luck(path, offset, bytes, luck, true);
+            let luck = Luck::draw(&mut self.rng);
+            self.apply_by_luck(path, offset, bytes, luck, Reach::Medium);
             return Err(power_failed());
         }
-        let file = self.existing(path)?;
-        let place = file.durable.get_mut(offset as usize..offset as usize + bytes.len());
-        place.ok_or_else(|| io::Error::other("a write past the end of the file"))?.copy_from_slice(bytes);
-        let first = offset as usize / SECTOR_SIZE_BYTES;
-        for sector in first..first + bytes.len() / SECTOR_SIZE_BYTES {
-            file.cached.remove(&sector);
-        }
-        Ok(())
+        self.existing(path)?.write(offset as usize, bytes, may_grow(path))
     }
 
     fn create_zeroed(&mut self, path: &str, size_bytes: u64) -> io::Result<()> {
@@ -365,8 +318,8 @@ impl Directory for MemDisk {
             return Err(power_failed());
         }
         self.put(path, vec![0; size_bytes as usize]);
-        // The new entry is durable, and with it every change of names before it.
-        self.name_changes.clear();
+        // The new entry is durable, and with it every change of names in its directory before it.
+        self.names_synced(parent(path));
         Ok(())
     }
 
@@ -392,19 +345,15 @@ impl Directory for MemDisk {
         if self.power_fails()? {
             return Err(power_failed());
         }
-        let file = self.existing(path)?;
-        for (sector, bytes) in std::mem::take(&mut file.cached) {
-            let start = sector * SECTOR_SIZE_BYTES;
-            file.durable[start..start + SECTOR_SIZE_BYTES].copy_from_slice(&bytes);
-        }
+        self.existing(path)?.sync();
         Ok(())
     }
 
-    fn sync_dir(&mut self, _dir: &str) -> io::Result<()> {
+    fn sync_dir(&mut self, dir: &str) -> io::Result<()> {
         if self.power_fails()? {
             return Err(power_failed());
         }
-        self.name_changes.clear();
+        self.names_synced(dir);
         Ok(())
     }
 }

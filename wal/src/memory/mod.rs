@@ -3,6 +3,7 @@
 //! Deterministic: the same seed and the same calls give the same bytes.
 
 mod disk;
+mod file;
 mod log;
 mod rng;
 
