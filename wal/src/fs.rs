@@ -1,6 +1,5 @@
 //! A [`Directory`] on a file system.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -12,21 +11,25 @@ use crate::disk::Directory;
 /// Bytes written at a time while a file is filled with zeros.
 const ZERO_WRITE_BYTES: usize = 1024 * 1024;
 
+/// Files kept open: the runs of a shard may be thousands.
+const OPEN_COUNT_MAX: usize = 64;
+
 /// A shard's directory on a file system, read and written with `O_DIRECT`, and `O_DSYNC` for each write.
 ///
 /// Where the file system refuses `O_DIRECT` it falls back to the page cache, still with `O_DSYNC`.
-/// Keeps files open until it is dropped.
+/// Keeps the files used last open until it is dropped.
 #[derive(Debug)]
 pub struct FsDirectory {
     root: PathBuf,
-    open: BTreeMap<String, File>,
+    /// The least recently used first.
+    open: Vec<(String, File)>,
 }
 
 impl FsDirectory {
     /// The directory at `root`, which must exist.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> FsDirectory {
-        FsDirectory { root: root.into(), open: BTreeMap::new() }
+        FsDirectory { root: root.into(), open: Vec::new() }
     }
 
     /// Where it is.
@@ -36,11 +39,25 @@ impl FsDirectory {
     }
 
     fn file(&mut self, path: &str) -> io::Result<&File> {
-        if !self.open.contains_key(path) {
-            let file = open_direct(OpenOptions::new().read(true).write(true), &self.root.join(path))?;
-            self.open.insert(path.to_owned(), file);
-        }
-        Ok(&self.open[path])
+        let file = match self.close(path) {
+            Some(open) => open,
+            None => {
+                let file = open_direct(OpenOptions::new().read(true).write(true), &self.root.join(path))?;
+                if self.open.len() == OPEN_COUNT_MAX {
+                    self.open.remove(0);
+                }
+                (path.to_owned(), file)
+            }
+        };
+        let at = self.open.len();
+        self.open.push(file);
+        Ok(&self.open[at].1)
+    }
+
+    /// Takes a file out of those kept open.
+    fn close(&mut self, path: &str) -> Option<(String, File)> {
+        let at = self.open.iter().rposition(|(open, _)| open == path)?;
+        Some(self.open.remove(at))
     }
 
     fn parent(&self, path: &str) -> PathBuf {
@@ -124,13 +141,13 @@ impl Directory for FsDirectory {
     }
 
     fn remove(&mut self, path: &str) -> io::Result<()> {
-        self.open.remove(path);
+        self.close(path);
         std::fs::remove_file(self.root.join(path))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
-        self.open.remove(from);
-        self.open.remove(to);
+        self.close(from);
+        self.close(to);
         std::fs::rename(self.root.join(from), self.root.join(to))
     }
 

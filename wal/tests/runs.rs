@@ -86,6 +86,24 @@ fn runs_live_and_end_on_files_and_in_memory() {
     });
 }
 
+#[test]
+fn more_runs_than_a_directory_keeps_open_are_all_written_and_read() {
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+    let mut files = FsDirectory::new(root.path());
+    for run in 0..70 {
+        done(&mut files, create(FIRST, run)).expect("a new number");
+        done(&mut files, write(FIRST, run, 0, run as u8, 1)).expect("it is there");
+    }
+    let open = std::fs::read_dir("/proc/self/fd").expect("Linux").filter(|fd| {
+        let target = fd.as_ref().map(|fd| std::fs::read_link(fd.path()));
+        matches!(target, Ok(Ok(target)) if target.starts_with(root.path()))
+    });
+    assert_eq!(open.count(), 64);
+    for run in 0..70 {
+        assert_eq!(pages(&mut files, run), Some(vec![run as u8]));
+    }
+}
+
 /// Two runs, the first with one page, and an operation on the second in flight when the machine stops.
 fn stopped_in(op: impl Fn() -> DiskOp, seed: u64, killed_first: bool) -> MemDisk {
     let mut disk = MemDisk::new(seed);
