@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::io;
 
-use common::{Rig, records};
+use common::{IDENTITY, Rig, records};
 use escapement_protocol::WallMs;
 use escapement_wal::memory::{Faults, MemDisk};
 use escapement_wal::*;
@@ -183,6 +183,40 @@ fn a_full_disk_and_a_failed_write_end_a_runs_operation_with_an_error() {
     disk.submit(write(FIRST, 1, 0, b'a', 1));
     let failed = disk.step().expect("one is pending");
     assert!(failed.result.is_err() && failed.buf.is_some());
+}
+
+#[test]
+fn a_log_opens_and_is_inspected_beside_runs_and_leaves_them_alone() {
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+    let mut files = FsDirectory::new(root.path());
+    let mut memory = MemDisk::new(1);
+    let config = WalConfig::tiny();
+    for dir in [&mut files as &mut dyn Directory, &mut memory] {
+        format_log(dir, IDENTITY, &config).expect("an empty directory can be formatted");
+        done(dir, create(FIRST, 7)).expect("a new number");
+        done(dir, write(FIRST, 7, 0, b'a', 2)).expect("it grows");
+        dir.create_zeroed("far/stray", 4096).expect("the disk works");
+        for _ in 0..2 {
+            open(dir, IDENTITY, &config, &mut |_| {}).expect("a log beside runs opens");
+        }
+        assert_eq!(pages(dir, 7), Some(b"aa".to_vec()));
+        let mut names = dir.list(disk::RUN_DIR).expect("the disk works");
+        names.sort();
+        assert_eq!(names, ["00000007.run", "stray"]);
+    }
+    let seen = inspect::inspect(root.path()).expect("a log beside runs can be inspected");
+    assert!(
+        seen.superblock.is_ok()
+            && seen.segments.iter().all(|segment| matches!(segment.file, FileId::Slot(_)))
+    );
+}
+
+#[test]
+fn runs_without_a_log_are_not_formatted_over() {
+    let mut disk = MemDisk::new(1);
+    done(&mut disk, create(FIRST, 7)).expect("a new number");
+    let error = format_log(&mut disk, IDENTITY, &WalConfig::tiny()).expect_err("a run is here");
+    assert!(matches!(error, OpenError::AlreadyFormatted { found } if found == "far/00000007.run"));
 }
 
 #[test]

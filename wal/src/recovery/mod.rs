@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::aligned::AlignedBuf;
 use crate::config::{LogIdentity, WalConfig};
-use crate::disk::{Directory, FileId, SEGMENT_DIR};
+use crate::disk::{Directory, FileId, RUN_DIR, SEGMENT_DIR};
 use crate::format::{
     Block, BlockKind, Checksum, SEGMENT_HEADER_SIZE_BYTES, SUPER_SIZE_BYTES, SegmentHeader, Superblock,
     SuperblockError,
@@ -107,8 +107,11 @@ pub fn format(dir: &mut dyn Directory, identity: LogIdentity, config: &WalConfig
     if dir.exists(&super_path).map_err(OpenError::io("look for", &super_path))? {
         return Err(OpenError::AlreadyFormatted { found: super_path });
     }
-    if let Some(name) = dir.list(SEGMENT_DIR).map_err(OpenError::io("list", SEGMENT_DIR))?.pop() {
-        return Err(OpenError::AlreadyFormatted { found: format!("{SEGMENT_DIR}/{name}") });
+    // Runs hold events of a log that was here: a new one must not take them for its own.
+    for part in [SEGMENT_DIR, RUN_DIR] {
+        if let Some(name) = dir.list(part).map_err(OpenError::io("list", part))?.pop() {
+            return Err(OpenError::AlreadyFormatted { found: format!("{part}/{name}") });
+        }
     }
     dir.create_dir(SEGMENT_DIR).map_err(OpenError::io("create", SEGMENT_DIR))?;
     for slot in 0..=config.spare_count {
@@ -150,7 +153,8 @@ pub fn format(dir: &mut dyn Directory, identity: LogIdentity, config: &WalConfig
 
 /// Opens a log: hands every block to `visitor`, repairs a torn end, and starts a new epoch.
 ///
-/// `config.segment_size_bytes` and `config.spare_count` matter only for formatting.
+/// `config.segment_size_bytes` and `config.spare_count` matter only for formatting. Files outside the log, runs among
+/// them, are neither looked at nor touched.
 ///
 /// # Errors
 /// [`OpenError`].
