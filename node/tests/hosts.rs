@@ -17,8 +17,16 @@ use escapement_wal::{AlignedBuf, DiskCompletion, DiskOp, FileId, OpId};
 use quinn_proto::{EcnCodepoint, Transmit};
 use tempfile::TempDir;
 
+use runs::{
+    a_removed_run_is_not_kept_open, a_run_is_made_extended_read_and_removed,
+    a_run_that_cannot_be_opened_ends_its_operation_with_the_error,
+    of_many_runs_all_are_read_and_few_stay_open,
+};
+
 #[path = "hosts/measure.rs"]
 mod measure;
+#[path = "hosts/runs.rs"]
+mod runs;
 
 /// How long anything may take before a test calls it lost.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -73,6 +81,10 @@ on_every_host!(
     a_write_error_surfaces_with_its_buffer,
     a_created_file_is_zeros_and_an_existing_one_is_left_alone,
     a_create_in_a_missing_directory_is_an_error,
+    a_run_is_made_extended_read_and_removed,
+    a_removed_run_is_not_kept_open,
+    of_many_runs_all_are_read_and_few_stay_open,
+    a_run_that_cannot_be_opened_ends_its_operation_with_the_error,
     a_wake_ends_a_park_and_carries_what_was_written,
     a_wake_before_a_park_prevents_it,
     no_wake_is_lost_between_two_cores,

@@ -33,7 +33,7 @@ use io_uring::IoUring;
 use quinn_proto::Transmit;
 
 use super::datagrams::Datagrams;
-use super::disk::{DiskThread, OPEN_COUNT_MAX, ShardDirs};
+use super::disk::{DiskThread, Recent, ShardDirs, ShardFiles};
 use super::sys;
 use super::waker::{Parker, Waker};
 use super::{
@@ -68,10 +68,13 @@ pub(super) struct GlommioHost {
 /// What the tasks and the core's calls both see.
 struct Shared {
     dirs: ShardDirs,
-    /// The least recently opened first.
-    open: RefCell<Vec<OpenFile>>,
+    recent: RefCell<Recent<Rc<DmaFile>>>,
     /// For what glommio has no call for, or a file system no direct I/O.
     aside: DiskThread,
+    /// For runs, which begin empty. glommio learns whether a device can be polled for completions from a read of the
+    /// first file that it opens there, takes an empty file's answer for a yes, and where that is wrong every later
+    /// operation on the device fails.
+    runs: DiskThread,
     in_flight_count: Cell<usize>,
     finished: RefCell<Vec<(ShardId, DiskCompletion)>>,
     socket: Cell<Watch>,
@@ -81,8 +84,6 @@ struct Shared {
     /// The task that watches the socket.
     watcher: RefCell<Option<task::Waker>>,
 }
-
-type OpenFile = ((ShardId, FileId), Rc<DmaFile>);
 
 /// What is known of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,8 +133,10 @@ impl GlommioHost {
         drop(IoUring::new(1).map_err(failed("making a ring"))?);
         let parker = Parker::new().map_err(failed("making an eventfd"))?;
         let dirs = ShardDirs::new(setup.shard_dirs);
-        let aside = DiskThread::start("log-create", &dirs, parker.waker())
-            .map_err(failed("starting a disk thread"))?;
+        let files = ShardFiles::new(dirs.clone());
+        let start = |name| DiskThread::start(name, &files, parker.waker());
+        let aside = start("log-create").map_err(failed("starting a disk thread"))?;
+        let runs = start("runs").map_err(failed("starting a disk thread"))?;
         let socket = setup.socket.as_fd().try_clone_to_owned().map_err(failed("duplicating the socket"))?;
         let event = parker.event().try_clone_to_owned().map_err(failed("duplicating an eventfd"))?;
         // The core's thread is where the node wants it; glommio is not to move it.
@@ -146,8 +149,9 @@ impl GlommioHost {
             .map_err(failed("making a glommio executor"))?;
         let shared = Rc::new(Shared {
             dirs,
-            open: RefCell::default(),
+            recent: RefCell::default(),
             aside,
+            runs,
             in_flight_count: Cell::new(0),
             finished: RefCell::default(),
             socket: Cell::new(Watch::Armed),
@@ -259,9 +263,7 @@ impl Shared {
     /// The file, opened at its first use past the page cache and so that every write of it is durable.
     async fn file(&self, shard: ShardId, file: FileId) -> io::Result<Rc<DmaFile>> {
         let key = (shard, file);
-        let found =
-            |open: &[OpenFile]| open.iter().rfind(|(open, _)| *open == key).map(|(_, file)| Rc::clone(file));
-        if let Some(file) = found(&self.open.borrow()) {
+        if let Some(file) = self.recent.borrow_mut().find(key) {
             return Ok(file);
         }
         let opened = OpenOptions::new()
@@ -271,16 +273,8 @@ impl Shared {
             .dma_open(self.dirs.of(shard).join(file.path()))
             .await
             .map_err(os_error)?;
-        let mut open = self.open.borrow_mut();
-        // Operations that came together open it together; one of them is kept.
-        if let Some(file) = found(&open) {
-            return Ok(file);
-        }
-        if open.len() == OPEN_COUNT_MAX {
-            open.remove(0);
-        }
         let opened = Rc::new(opened);
-        open.push((key, Rc::clone(&opened)));
+        self.recent.borrow_mut().keep(key, &opened, |open| Rc::strong_count(open) == 1);
         Ok(opened)
     }
 }
@@ -363,9 +357,16 @@ impl CoreIo for GlommioHost {
 
     fn disk_submit(&mut self, shard: ShardId, op: DiskOp) {
         let transfer = match op {
+            DiskOp::Write { file: FileId::Run(_), .. } | DiskOp::Read { file: FileId::Run(_), .. } => {
+                return self.shared.runs.submit(shard, op);
+            }
             DiskOp::Write { id, file, offset, buf } => Transfer { id, file, offset, buf, write: true },
             DiskOp::Read { id, file, offset, buf } => Transfer { id, file, offset, buf, write: false },
-            DiskOp::Create { .. } | DiskOp::Remove { .. } => return self.shared.aside.submit(shard, op),
+            DiskOp::Create { .. } => return self.shared.aside.submit(shard, op),
+            DiskOp::Remove { file, .. } => {
+                self.shared.recent.borrow_mut().forget((shard, file));
+                return self.shared.aside.submit(shard, op);
+            }
         };
         self.shared.dirs.of(shard);
         self.shared.in_flight_count.update(|count| count + 1);
@@ -376,7 +377,9 @@ impl CoreIo for GlommioHost {
         for (shard, completion) in self.shared.finished.borrow_mut().drain(..) {
             each(shard, completion);
         }
-        self.shared.aside.completions(each);
+        for thread in [&self.shared.aside, &self.shared.runs] {
+            thread.completions(each);
+        }
     }
 
     fn waker(&self) -> Waker {
@@ -406,7 +409,7 @@ impl Drop for GlommioHost {
             shared.socket.set(Watch::Closed);
             wake(&shared.watcher);
             sys::eventfd_signal(event);
-            shared.open.borrow_mut().clear();
+            shared.recent.take();
             // Each task holds the state; what the last of them gives up is cancelled or closed by one more pass.
             while Rc::strong_count(shared) > 1 && clock.now().mono < end {
                 sleep(QUIESCE_STEP).await;

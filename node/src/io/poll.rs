@@ -28,7 +28,7 @@ impl PollHost {
     pub(super) fn open(setup: CoreSetup) -> Result<Self, HostError> {
         let failed = |step| move |source| HostError { kind: HostKind::Poll, step, source };
         let parker = Parker::new().map_err(failed("making an eventfd"))?;
-        let disk = DiskThreads::start(&ShardDirs::new(setup.shard_dirs), &parker.waker())
+        let disk = DiskThreads::start(ShardDirs::new(setup.shard_dirs), &parker.waker())
             .map_err(failed("starting disk threads"))?;
         Ok(PollHost {
             datagrams: Datagrams::new(setup.socket),

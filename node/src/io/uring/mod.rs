@@ -16,7 +16,6 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
-use std::rc::Rc;
 use std::sync::Arc;
 
 use escapement_protocol::{Now, ShardId};
@@ -28,7 +27,7 @@ use slab::Slab;
 
 use self::recv::RecvBuffers;
 use self::send::SendSlots;
-use super::disk::{DiskThread, LogFiles, ShardDirs};
+use super::disk::{DiskThread, ShardDirs, ShardFiles};
 use super::message;
 use super::udp::{CoreSocket, SEND_SIZE_BYTES_MAX};
 use super::waker::{Parker, Waker};
@@ -57,7 +56,7 @@ pub(super) struct UringHost {
     sends: SendSlots,
     event_word: Box<u64>,
     event_standing: bool,
-    files: LogFiles,
+    files: ShardFiles,
     disk_ops: Slab<DiskRequest>,
     finished: Vec<(ShardId, DiskCompletion)>,
     creator: DiskThread,
@@ -74,8 +73,8 @@ struct DiskRequest {
     id: OpId,
     buf: AlignedBuf,
     write: bool,
-    /// Keeps the descriptor from naming another file before the request is submitted.
-    _file: Rc<File>,
+    /// Keeps the file open, and the descriptor from naming another one before the request is submitted.
+    _file: Arc<File>,
 }
 
 /// What a completion belongs to: the kind in the upper half of its user data, which one of them in the lower.
@@ -160,8 +159,8 @@ impl UringHost {
         // SAFETY: the host keeps the buffers until every request has completed, see `Drop`.
         let recv = unsafe { RecvBuffers::register(&ring) }.map_err(failed("registering receive buffers"))?;
         let parker = Parker::new().map_err(failed("making an eventfd"))?;
-        let dirs = ShardDirs::new(setup.shard_dirs);
-        let creator = DiskThread::start("log-create", &dirs, parker.waker())
+        let files = ShardFiles::new(ShardDirs::new(setup.shard_dirs));
+        let creator = DiskThread::start("log-create", &files, parker.waker())
             .map_err(failed("starting a disk thread"))?;
         Ok(UringHost {
             min_wait: ring.params().is_feature_min_timeout(),
@@ -175,7 +174,7 @@ impl UringHost {
             sends: SendSlots::new(),
             event_word: Box::new(0),
             event_standing: false,
-            files: LogFiles::new(dirs),
+            files,
             disk_ops: Slab::new(),
             finished: Vec::new(),
             creator,
