@@ -46,6 +46,8 @@ fn config() -> ShardConfig {
         memory_bytes_max: usize::MAX / 2,
         admission_per_s: 0,
         block_size_bytes_max: 512 * 1024,
+        horizon_ms: 15 * 60 * 1_000,
+        run_size_bytes: 32 << 20,
         batch_count_max: PER_TURN,
         seed: 1,
     }

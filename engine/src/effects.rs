@@ -7,6 +7,7 @@ use escapement_protocol::{
 };
 use escapement_router::{Credit, Detach, HostKey, SessionId, TaskRef};
 
+use crate::far::{RunOp, RunTicket};
 use crate::record::RecordWriter;
 
 /// Where an answer goes: a door's ticket on one core. Opaque to the shard.
@@ -242,6 +243,8 @@ pub struct Effects {
     pub pushes: Vec<Push>,
     /// Messages for other shards.
     pub forwards: Vec<(ShardId, Message)>,
+    /// What is to be done with files of runs; each is answered by [`crate::Shard::run_op_done`].
+    pub run_ops: Vec<(RunTicket, RunOp)>,
 }
 
 impl Effects {

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod effects;
+pub mod far;
 mod payload;
 pub mod record;
 mod registry;
@@ -24,4 +25,4 @@ pub mod wheel;
 
 pub use effects::{AdminRequest, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket};
 pub use registry::{Registry, Subscription, Topic, owner_of};
-pub use shard::{Deadline, PendingEvent, Shard, ShardConfig, ShardStats, newest_control};
+pub use shard::{ApplyError, Deadline, PendingEvent, Shard, ShardConfig, ShardStats, newest_control};

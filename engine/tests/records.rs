@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
+use escapement_engine::far::RunId;
 use escapement_engine::record::{
     HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES, Record, RecordError, RecordWriter,
     TaskProgress, WALL_MAX, effective_due, published_events, records,
@@ -87,6 +88,13 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
             written(|w| w.subscription(SubscriptionId(3), 6, TopicId(2), &subscription_settings())),
         ),
         ("Mark", written(|w| at(w, 42))),
+        ("Run", written(|w| w.run(RunId(7), false, 12, 5, 1_000, 65_536))),
+        ("Moved", written(|w| w.moved(RunId(7), 2, 3, &[Sequence(9), Sequence(7)]))),
+        ("Loaded", written(|w| w.loaded(RunId(7), 5, 4))),
+        (
+            "CancelledInRun",
+            written(|w| w.cancelled_in_run(RunId(7), [(WallMs(9_000), Sequence(8))].into_iter())),
+        ),
     ]
 }
 
@@ -164,6 +172,34 @@ fn records_read_back_as_they_were_written() {
         Record::Subscription { id: SubscriptionId(3), version: 6, topic: TopicId(2), settings }
     );
     assert_eq!(get("Mark"), Record::Mark { next_sequence: Sequence(42) });
+    let run = RunId(7);
+    assert_eq!(
+        get("Run"),
+        Record::Run { run, closed: false, moved: 12, loaded: 5, as_of: 1_000, size_bytes: 65_536 }
+    );
+    match get("Moved") {
+        Record::Moved { run: RunId(7), first_block: 2, block_count: 3, sequences } => {
+            assert!(sequences.iter().eq([Sequence(9), Sequence(7)]));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(get("Loaded"), Record::Loaded { run, first_block: 5, block_count: 4 });
+    match get("CancelledInRun") {
+        Record::CancelledInRun { run: RunId(7), events } => {
+            assert!(events.iter().eq([(WallMs(9_000), Sequence(8))]));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn moved_events_far_apart_have_wide_offsets_and_stay_one_record() {
+    let far = [Sequence(1 << 40), Sequence(1), Sequence(1 << 47)];
+    let bytes = written(|w| w.moved(RunId(1), 0, 1, &far));
+    match read(&bytes) {
+        Record::Moved { sequences, .. } => assert!(sequences.iter().eq(far)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -190,7 +226,8 @@ fn bytes_that_say_nothing_must_be_zero() {
         assert_eq!(records(&other).next(), Some(refused.clone()), "an unknown kind");
         if name != "Completed" {
             other.clone_from(&bytes);
-            other[1] = 1;
+            // Of a run, a 1 would say that it is closed.
+            other[1] = 2;
             assert_eq!(records(&other).next(), Some(refused.clone()), "{name}");
         }
     }
@@ -245,7 +282,7 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         wide[..size].copy_from_slice(&bytes[HEADER_SIZE_BYTES + at..][..size]);
         u64::from_le_bytes(wide)
     };
-    let expected: [(&str, &[u64]); 7] = [
+    let expected: [(&str, &[u64]); 11] = [
         ("Published", &[2, 2, 41, 6_000]),
         ("Relocated", &[2, 2, 41, 6_000]),
         ("Completed", &[3, 2, 7]),
@@ -253,6 +290,10 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         ("Topic", &[2, 0, 5]),
         ("Subscription", &[3, 2, 6, 10, 5, 6, 100, 20_000, 100, 60_000]),
         ("Mark", &[42]),
+        ("Run", &[7, 12, 5, 0, 1_000, 65_536]),
+        ("Moved", &[7, 2, 3, 2, 7]),
+        ("Loaded", &[7, 5, 4, 0]),
+        ("CancelledInRun", &[7, 1]),
     ];
     for ((name, values), (of, bytes)) in expected.into_iter().zip(samples()) {
         assert_eq!(name, of);

@@ -16,6 +16,8 @@ mod write;
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
+use crate::far::RunId;
+
 pub use read::{RecordError, Records, effective_due, published_events, records};
 pub use write::RecordWriter;
 
@@ -42,6 +44,10 @@ mod kind {
     pub(super) const TOPIC: u8 = 5;
     pub(super) const SUBSCRIPTION: u8 = 6;
     pub(super) const MARK: u8 = 7;
+    pub(super) const RUN: u8 = 8;
+    pub(super) const MOVED: u8 = 9;
+    pub(super) const LOADED: u8 = 10;
+    pub(super) const CANCELLED_IN_RUN: u8 = 11;
 }
 
 /// What a log record says. Borrowed from the block's bytes.
@@ -122,6 +128,61 @@ pub enum Record<'a> {
         /// The next event's sequence.
         next_sequence: Sequence,
     },
+    /// A run of far-future events as it was when the block `as_of` had been applied.
+    Run {
+        /// Which.
+        run: RunId,
+        /// All of it was loaded, and no block will be moved to it any more.
+        closed: bool,
+        /// Blocks of it whose events have left the log for it.
+        moved: u32,
+        /// Blocks of it whose events are back.
+        loaded: u32,
+        /// What older blocks of the log say of it is stated again by this record and the `CancelledInRun` records
+        /// before it.
+        as_of: u64,
+        /// Bytes of its file.
+        size_bytes: u64,
+    },
+    /// Events have left the log for the next blocks of a run.
+    Moved {
+        /// Which run.
+        run: RunId,
+        /// The first of the blocks.
+        first_block: u32,
+        /// How many blocks.
+        block_count: u32,
+        /// The events; those of the blocks that are missing here have ended before.
+        sequences: Sequences<'a>,
+    },
+    /// The events of the next blocks of a run are pending in this block of the log, with their bytes in the run.
+    Loaded {
+        /// Which run.
+        run: RunId,
+        /// The first of the blocks.
+        first_block: u32,
+        /// How many blocks.
+        block_count: u32,
+    },
+    /// Events were cancelled while they were in a run.
+    CancelledInRun {
+        /// Which run.
+        run: RunId,
+        /// Their due times and sequences.
+        events: RunKeys<'a>,
+    },
+}
+
+/// The events of one `CancelledInRun` record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunKeys<'a>(&'a [u8]);
+
+impl<'a> RunKeys<'a> {
+    /// Iterates in the order of the record.
+    pub fn iter(self) -> impl Iterator<Item = (WallMs, Sequence)> + 'a {
+        let word = |bytes: &[u8]| u64::from_le_bytes(*bytes.first_chunk().expect("entries of 16 bytes"));
+        self.0.chunks_exact(16).map(move |entry| (WallMs(word(entry)), Sequence(word(&entry[8..]))))
+    }
 }
 
 /// What is known of one task of a pending event.
@@ -139,24 +200,29 @@ pub struct TaskProgress {
     pub next_due: WallMs,
 }
 
-/// The events of one `Completed` record: a base and 32-bit offsets from it.
+/// The events of a `Completed` or `Moved` record: a base and offsets from it, of 4 or 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequences<'a> {
     base: u64,
     offsets: &'a [u8],
+    width: usize,
 }
 
 impl<'a> Sequences<'a> {
     /// Iterates in the order of the record.
     pub fn iter(self) -> impl Iterator<Item = Sequence> + 'a {
-        self.offsets
-            .chunks_exact(4)
-            .map(move |b| Sequence(self.base + u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))))
+        self.offsets.chunks_exact(self.width).map(move |bytes| {
+            let offset = match bytes.first_chunk::<8>() {
+                Some(wide) => u64::from_le_bytes(*wide),
+                None => u64::from(u32::from_le_bytes(*bytes.first_chunk().expect("4 bytes"))),
+            };
+            Sequence(self.base.wrapping_add(offset))
+        })
     }
 
     /// How many.
     #[must_use]
     pub fn count(self) -> usize {
-        self.offsets.len() / 4
+        self.offsets.len() / self.width
     }
 }

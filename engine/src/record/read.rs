@@ -4,7 +4,8 @@ use escapement_protocol::event::{padded_len, stated_len};
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
-use super::{HEADER_SIZE_BYTES, Record, Sequences, TaskProgress, WALL_MAX, kind};
+use super::{HEADER_SIZE_BYTES, Record, RunKeys, Sequences, TaskProgress, WALL_MAX, kind};
+use crate::far::RunId;
 
 /// A block's records do not parse. The block's checksum held, so this is another version's or a programmer's mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +92,7 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             let count = body.u32()? as usize;
             let base = body.sequence()?.0;
             let offsets = body.bytes(count.checked_mul(4)?)?;
-            let sequences = Sequences { base, offsets };
+            let sequences = Sequences { base, offsets, width: 4 };
             Some(Record::Completed { subscription, outcome, last: b == 1, sequences })
         }
         (kind::ATTEMPT_FAILED, 0, attempt) => {
@@ -132,6 +133,39 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             Some(Record::Subscription { id, version, topic, settings })
         }
         (kind::MARK, 0, 0) => Some(Record::Mark { next_sequence: body.sequence()? }),
+        (kind::RUN, closed @ (0 | 1), 0) => {
+            let run = RunId(body.u32()?);
+            let (moved, loaded) = (body.u32()?, body.u32()?);
+            body.zeros::<4>()?;
+            let (as_of, size_bytes) = (body.u64()?, body.u64()?);
+            let closed = closed == 1;
+            (loaded <= moved && (!closed || loaded == moved)).then_some(())?;
+            Some(Record::Run { run, closed, moved, loaded, as_of, size_bytes })
+        }
+        (kind::MOVED, width @ (4 | 8), 0) => {
+            let run = RunId(body.u32()?);
+            let (first_block, block_count) = (body.u32()?, body.u32()?);
+            let count = body.u32()? as usize;
+            let base = body.sequence()?.0;
+            let width = usize::from(width);
+            let offsets = body.bytes(count.checked_mul(width)?)?;
+            let sequences = Sequences { base, offsets, width };
+            first_block.checked_add(block_count)?;
+            Some(Record::Moved { run, first_block, block_count, sequences })
+        }
+        (kind::LOADED, 0, 0) => {
+            let run = RunId(body.u32()?);
+            let (first_block, block_count) = (body.u32()?, body.u32()?);
+            body.zeros::<4>()?;
+            first_block.checked_add(block_count)?;
+            Some(Record::Loaded { run, first_block, block_count })
+        }
+        (kind::CANCELLED_IN_RUN, 0, 0) => {
+            let run = RunId(body.u32()?);
+            let count = body.u32()? as usize;
+            let events = RunKeys(body.bytes(count.checked_mul(16)?)?);
+            Some(Record::CancelledInRun { run, events })
+        }
         _ => None,
     }
 }

@@ -5,6 +5,7 @@ use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::{HEADER_SIZE_BYTES, TaskProgress, kind};
+use crate::far::RunId;
 
 /// Appends records to a block's bytes.
 #[derive(Debug)]
@@ -165,6 +166,59 @@ impl<'a> RecordWriter<'a> {
             }
             put_text(out, &settings.name);
             put_text(out, &settings.topic);
+        });
+    }
+
+    /// What is known of a run, as of the block `as_of`.
+    pub fn run(&mut self, run: RunId, closed: bool, moved: u32, loaded: u32, as_of: u64, size_bytes: u64) {
+        self.record(kind::RUN, u8::from(closed), 0, |out| {
+            for number in [run.0, moved, loaded, 0] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            out.extend_from_slice(&as_of.to_le_bytes());
+            out.extend_from_slice(&size_bytes.to_le_bytes());
+        });
+    }
+
+    /// Events that leave the log for blocks of a run.
+    pub fn moved(&mut self, run: RunId, first_block: u32, block_count: u32, sequences: &[Sequence]) {
+        let base = sequences.iter().min().map_or(0, |least| least.0);
+        let spread = sequences.iter().max().map_or(0, |most| most.0) - base;
+        let width = if spread <= u64::from(u32::MAX) { 4 } else { 8 };
+        self.record(kind::MOVED, width, 0, |out| {
+            for number in [run.0, first_block, block_count, sequences.len() as u32] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            out.extend_from_slice(&base.to_le_bytes());
+            for sequence in sequences {
+                let offset = (sequence.0 - base).to_le_bytes();
+                out.extend_from_slice(&offset[..usize::from(width)]);
+            }
+        });
+    }
+
+    /// Blocks of a run whose events are in memory again.
+    pub fn loaded(&mut self, run: RunId, first_block: u32, block_count: u32) {
+        self.record(kind::LOADED, 0, 0, |out| {
+            for number in [run.0, first_block, block_count, 0] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        });
+    }
+
+    /// Events that were cancelled in a run, by due time and sequence.
+    pub fn cancelled_in_run(
+        &mut self,
+        run: RunId,
+        events: impl ExactSizeIterator<Item = (WallMs, Sequence)>,
+    ) {
+        self.record(kind::CANCELLED_IN_RUN, 0, 0, |out| {
+            out.extend_from_slice(&run.0.to_le_bytes());
+            out.extend_from_slice(&(events.len() as u32).to_le_bytes());
+            for (due, sequence) in events {
+                out.extend_from_slice(&due.0.to_le_bytes());
+                out.extend_from_slice(&sequence.0.to_le_bytes());
+            }
         });
     }
 

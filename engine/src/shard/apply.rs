@@ -7,28 +7,92 @@ use escapement_protocol::{Outcome, Sequence, ShardId, SubscriptionId, TopicId, W
 
 use super::{Shard, owner_of};
 use crate::effects::{Effects, Message};
+use crate::far::{NoRuns, RunError, RunFiles, Stated};
 use crate::record::{Record, RecordError, TaskProgress, published_events, records};
 use crate::table::Entry;
-use crate::wheel::Tick;
 
 /// Events whose entries are brought near together, before the first of them is worked on.
 const WARM_COUNT: usize = 64;
+
+/// Why a block of the log can't be applied.
+#[derive(Debug)]
+pub enum ApplyError {
+    /// It does not parse.
+    Record(RecordError),
+    /// It needs a run that can't be read.
+    Run(RunError),
+}
+
+impl std::fmt::Display for ApplyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ApplyError::Record(error) => error.fmt(f),
+            ApplyError::Run(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ApplyError {}
+
+impl From<RecordError> for ApplyError {
+    fn from(error: RecordError) -> ApplyError {
+        ApplyError::Record(error)
+    }
+}
+
+impl From<RunError> for ApplyError {
+    fn from(error: RunError) -> ApplyError {
+        ApplyError::Run(error)
+    }
+}
 
 impl Shard {
     /// Applies the records of a block that is durable. Live, `out` takes what follows for other shards; in
     /// recovery nothing follows.
     ///
     /// # Errors
-    /// Where a record does not parse. The records before it are applied: the caller refuses the shard.
-    pub fn apply_block(&mut self, block: u64, bytes: &[u8], out: &mut Effects) -> Result<(), RecordError> {
+    /// Where a record does not parse, or in recovery speaks of a run: [`Shard::replay_block`] takes those. The records
+    /// before it are applied: the caller refuses the shard.
+    pub fn apply_block(&mut self, block: u64, bytes: &[u8], out: &mut Effects) -> Result<(), ApplyError> {
+        self.apply_records(block, bytes, &mut NoRuns, out)
+    }
+
+    /// Applies the records of a recovered block, with the files of runs at hand.
+    ///
+    /// # Errors
+    /// Where a record does not parse, or a run that it needs can't be read. The records before it are applied: the
+    /// caller refuses the shard.
+    pub fn replay_block(
+        &mut self,
+        block: u64,
+        bytes: &[u8],
+        files: &mut dyn RunFiles,
+    ) -> Result<(), ApplyError> {
+        self.apply_records(block, bytes, files, &mut Effects::default())
+    }
+
+    fn apply_records(
+        &mut self,
+        block: u64,
+        bytes: &[u8],
+        files: &mut dyn RunFiles,
+        out: &mut Effects,
+    ) -> Result<(), ApplyError> {
         self.durable.ledger.open(block);
         for record in records(bytes) {
-            self.apply(block, record?, out);
+            self.apply(block, record?, files, out)?;
         }
+        self.durable.applied = block;
         Ok(())
     }
 
-    fn apply(&mut self, block: u64, record: Record<'_>, out: &mut Effects) {
+    fn apply(
+        &mut self,
+        block: u64,
+        record: Record<'_>,
+        files: &mut dyn RunFiles,
+        out: &mut Effects,
+    ) -> Result<(), RunError> {
         match record {
             Record::Published { topic, first_sequence, count, accepted, events } => {
                 self.apply_published(block, topic, first_sequence, count, accepted, events);
@@ -64,7 +128,21 @@ impl Shard {
                 self.volatile.relocating_registry = false;
             }
             Record::Topic { .. } | Record::Subscription { .. } => self.apply_control(block, &record, out),
+            Record::Run { run, closed, moved, loaded, as_of, size_bytes } => {
+                let stated = Stated { moved, loaded, closed, as_of, size_bytes };
+                self.apply_run(run, stated, files)?;
+            }
+            Record::Moved { run, first_block, block_count, sequences } => {
+                self.apply_moved(run, first_block + block_count, sequences);
+            }
+            Record::Loaded { run, first_block, block_count } => {
+                self.apply_loaded(block, run, first_block, block_count, files, out)?;
+            }
+            Record::CancelledInRun { run, events } => {
+                events.iter().for_each(|key| self.apply_cancelled_in_run(run, key));
+            }
         }
+        Ok(())
     }
 
     fn apply_published(
@@ -87,7 +165,7 @@ impl Shard {
                 self.durable.table.insert(sequence, Entry { due, location, topic, block: block as u32 });
             assert!(before.is_none(), "sequence {sequence:?} was given out twice");
             if !self.recovering {
-                self.volatile.wheel.insert(Tick(due.0), sequence.0);
+                self.schedule(due, sequence, event.len());
             }
         }
         assert_eq!(applied, count, "a record counts its events rightly");
@@ -144,11 +222,17 @@ impl Shard {
                 self.volatile.fenced.remove(&sequence);
             }
         }
-        let Some(entry) = self.durable.table.remove(sequence) else { return };
+        self.end_event(sequence);
+    }
+
+    /// An event is no longer pending here; one that was not changes nothing.
+    pub(super) fn end_event(&mut self, sequence: Sequence) -> bool {
+        let Some(entry) = self.durable.table.remove(sequence) else { return false };
         self.durable.payloads.remove(entry.location);
         self.durable.copies.remove(entry.topic);
         self.durable.ledger.gone(entry.block);
         self.durable.progress.remove(sequence);
+        true
     }
 
     fn apply_control(&mut self, block: u64, record: &Record<'_>, out: &mut Effects) {

@@ -1,6 +1,7 @@
 //! What always holds, and a digest of what a crash must not change.
 
 use super::{Durable, Shard};
+use crate::far::Closing;
 
 impl Shard {
     /// Asserts every invariant. Linear in what is pending: for tests and simulation.
@@ -8,7 +9,8 @@ impl Shard {
     /// # Panics
     /// If one does not hold.
     pub fn check(&self) {
-        let Durable { table, payloads, ledger, copies, progress, next_sequence, .. } = &self.durable;
+        let Durable { table, payloads, ledger, copies, progress, next_sequence, runs, .. } = &self.durable;
+        runs.check();
         assert_eq!(ledger.live(), table.len() as u64, "each pending event counts once in its block");
         assert_eq!(copies.pending(), table.len(), "each pending event counts once in its topic");
         let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
@@ -37,6 +39,15 @@ impl Shard {
             tasks.sort_unstable_by_key(|task| task.subscription);
             for task in tasks {
                 add(format!("{task:?}").as_bytes());
+            }
+        }
+        for (id, run) in self.durable.runs.iter().filter(|(_, run)| run.closing != Closing::Closed) {
+            for number in [id.0, run.moved, run.loaded] {
+                add(&number.to_le_bytes());
+            }
+            for (due, sequence) in run.ended_not_loaded() {
+                add(&due.0.to_le_bytes());
+                add(&sequence.0.to_le_bytes());
             }
         }
         let mut control = Vec::new();

@@ -43,6 +43,11 @@ impl Copies {
         self.topics.get(&topic).map_or(BARE_SIZE_BYTES, |held| held.each_size_bytes)
     }
 
+    /// For one event of any topic, at most.
+    pub(super) fn most_size_bytes(&self) -> usize {
+        self.topics.values().map(|held| held.each_size_bytes).max().unwrap_or(BARE_SIZE_BYTES)
+    }
+
     /// A topic has that many subscriptions.
     pub(super) fn set_fanout(&mut self, topic: TopicId, subscriptions: usize) {
         let held = self.topics.entry(topic).or_default();

@@ -29,10 +29,13 @@ impl Shard {
         if self.volatile.is_full {
             return;
         }
+        let now = self.volatile.now.wall;
+        let to = self.far_due().map_or(now, |far| now.min(WallMs(far.0.saturating_sub(1))));
         let mut due = std::mem::take(&mut self.volatile.due);
         let most = self.config.batch_count_max;
-        while due.len() < most {
-            let Some(sequence) = self.volatile.overdue.pop_front() else { break };
+        while due.len() < most
+            && let Some((_, sequence)) = self.volatile.overdue.pop_front_if(|(due, _)| *due <= to)
+        {
             due.push(sequence.0);
         }
         let table = &self.durable.table;
@@ -45,8 +48,7 @@ impl Shard {
         };
         let room = most - due.len();
         if room > 0 {
-            self.volatile.more_due =
-                self.volatile.wheel.advance(Tick(self.volatile.now.wall.0), room, due_of, &mut due);
+            self.volatile.more_due = self.volatile.wheel.advance(Tick(to.0), room, due_of, &mut due);
         }
         self.warm(due.iter().map(|sequence| Sequence(*sequence)));
         self.expand(&due, out);

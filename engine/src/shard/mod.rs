@@ -5,6 +5,7 @@ mod check;
 mod control;
 mod copies;
 mod due;
+mod far;
 mod ledger;
 mod messages;
 mod publish;
@@ -18,13 +19,16 @@ use escapement_protocol::{Epoch, MonoNs, Now, Outcome, Sequence, ShardId, Subscr
 use escapement_router::{Decision, Router};
 
 use crate::effects::{Effects, Input, Message, Ticket};
+use crate::far::{RunError, Runs};
 use crate::payload::PayloadStore;
 use crate::registry::{Registry, owner_of};
 use crate::table::EventTable;
 use crate::wheel::{Tick, Wheel};
+pub use apply::ApplyError;
 use apply::{ProgressMap, Progressed};
 pub use control::newest_control;
 use copies::Copies;
+use far::Far;
 use ledger::{Ledger, Place};
 
 /// Entries of the wheel that are looked at in one turn, when it drops those of cancelled events.
@@ -43,6 +47,11 @@ pub struct ShardConfig {
     pub admission_per_s: u64,
     /// Most bytes of records that one block of the log takes.
     pub block_size_bytes_max: usize,
+    /// How far ahead of their time events are kept in memory, in ms, while half of it is free; those due later wait in
+    /// runs on the disk.
+    pub horizon_ms: u64,
+    /// Bytes of far-future events that are gathered for one run.
+    pub run_size_bytes: usize,
     /// Most events that become due in one [`Shard::maintain`].
     pub batch_count_max: usize,
     /// Seed of everything random, such as jitter.
@@ -54,6 +63,10 @@ pub struct ShardConfig {
 pub struct ShardStats {
     /// Events pending now.
     pub pending: u64,
+    /// Of these, far-future events that are in runs on the disk, and not in memory.
+    pub far: u64,
+    /// Bytes of the files of runs.
+    pub run_bytes: u64,
     /// Events accepted since start.
     pub published: u64,
     /// Events refused since start.
@@ -81,6 +94,9 @@ struct Durable {
     next_sequence: u64,
     ledger: Ledger,
     copies: Copies,
+    runs: Runs,
+    /// The newest block of which every record was applied.
+    applied: u64,
 }
 
 /// A task that ended, on its way to the log.
@@ -98,8 +114,11 @@ struct Volatile {
     now: Now,
     next_sequence: u64,
     wheel: Wheel,
+    /// How far ahead of its time an event is kept in memory now, in ms.
+    horizon_ms: u64,
+    far: Far,
     /// Recovered events that were due already, in order.
-    overdue: VecDeque<Sequence>,
+    overdue: VecDeque<(WallMs, Sequence)>,
     /// Whether the wheel drops entries of cancelled events.
     sweeping: bool,
     /// Whether the wheel holds more that is due than one turn takes.
@@ -169,11 +188,15 @@ impl Shard {
                 next_sequence: 1,
                 ledger: Ledger::default(),
                 copies: Copies::default(),
+                runs: Runs::default(),
+                applied: 0,
             },
             volatile: Volatile {
                 now: Now::default(),
                 next_sequence: 1,
                 wheel: Wheel::new(Tick(0)),
+                horizon_ms: config.horizon_ms,
+                far: Far::default(),
                 overdue: VecDeque::new(),
                 sweeping: false,
                 more_due: false,
@@ -203,8 +226,17 @@ impl Shard {
         }
     }
 
+    /// Says whether everything pending can be reached, once every recovered block was replayed.
+    ///
+    /// # Errors
+    /// [`RunError`] where a run that is needed has no file: the caller refuses the shard.
+    pub fn replayed(&mut self) -> Result<(), RunError> {
+        self.durable.runs.count();
+        self.durable.runs.missing().map_or(Ok(()), |run| Err(RunError::Missing(run)))
+    }
+
     /// Ends recovery under the epoch that the log was opened with: what is pending goes on the wheel, what is
-    /// overdue is due at once, in order.
+    /// overdue is due at once, in order. Call [`Shard::replayed`] before.
     ///
     /// # Panics
     /// If it was called before.
@@ -215,17 +247,24 @@ impl Shard {
         self.volatile.now = now;
         self.volatile.next_sequence = self.durable.next_sequence;
         self.volatile.admission.start(now.mono);
-        self.volatile.wheel = Wheel::new(Tick(now.wall.0.saturating_sub(1)));
-        let mut overdue = Vec::new();
+        self.durable.runs.count();
+        self.volatile.far.start(&self.durable);
+        // What is overdue in runs comes to the wheel in pieces, and leaves it in order.
+        let start = self.far_due().map_or(now.wall, |far| far.min(now.wall));
+        self.volatile.wheel = Wheel::new(Tick(start.0.saturating_sub(1)));
+        let (mut overdue, mut later) = (Vec::new(), Vec::new());
         for (sequence, entry) in self.durable.table.iter() {
             if entry.due <= now.wall {
                 overdue.push((entry.due, sequence));
             } else {
-                self.volatile.wheel.insert(Tick(entry.due.0), sequence.0);
+                later.push((entry.due, sequence, entry.location.event_len()));
             }
         }
+        for (due, sequence, size_bytes) in later {
+            self.schedule(due, sequence, size_bytes);
+        }
         overdue.sort_unstable();
-        self.volatile.overdue = overdue.into_iter().map(|(_, sequence)| sequence).collect();
+        self.volatile.overdue = overdue.into();
         for subscription in self.durable.registry.subscriptions() {
             if owner_of(subscription.id, self.config.shard_count) == self.config.shard {
                 self.router.upsert(subscription.id, &subscription.settings);
@@ -254,6 +293,7 @@ impl Shard {
     /// steps, when [`Shard::next_deadline`] has come, and again while [`Shard::is_behind`].
     pub fn maintain(&mut self, now: Now, out: &mut Effects) {
         self.advance_clock(now);
+        self.maintain_far(out);
         if !self.volatile.draining {
             self.fire_due(out);
         }
@@ -267,17 +307,21 @@ impl Shard {
     #[must_use]
     pub fn next_deadline(&self) -> Deadline {
         let at_once = self.is_behind();
-        Deadline {
-            wall: if self.volatile.draining || self.volatile.is_full {
-                None
-            } else if at_once {
-                Some(self.volatile.now.wall)
-            } else {
-                self.volatile.wheel.next_due().map(|tick| WallMs(tick.0))
-            },
-            // What ended after the turn's maintenance still wants to be logged.
-            mono: if self.is_logged() { self.router.next_deadline() } else { Some(self.volatile.now.mono) },
-        }
+        let (far_wall, far_mono) = self.far_deadline();
+        let far_due = self.far_due();
+        let earliest = |a: Option<WallMs>, b: Option<WallMs>| [a, b].into_iter().flatten().min();
+        let due = if self.volatile.draining || self.volatile.is_full {
+            None
+        } else if at_once {
+            Some(self.volatile.now.wall)
+        } else {
+            let barred = |due: &WallMs| far_due.is_some_and(|far| far <= *due);
+            // What is barred waits for the disk, not for the clock.
+            self.volatile.wheel.next_due().map(|tick| WallMs(tick.0)).filter(|due| !barred(due))
+        };
+        // What ended after the turn's maintenance still wants to be logged.
+        let mono = if self.is_logged() { self.router.next_deadline() } else { Some(self.volatile.now.mono) };
+        Deadline { wall: earliest(due, far_wall), mono: [mono, far_mono].into_iter().flatten().min() }
     }
 
     /// Whether everything that was decided has its record. What messages end between one maintenance and
@@ -314,7 +358,11 @@ impl Shard {
     /// Whether more is due than one turn takes: what was accepted before comes before what is published now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        !self.volatile.is_full && (self.volatile.more_due || !self.volatile.overdue.is_empty())
+        let is_overdue = || {
+            let next = self.volatile.overdue.front();
+            next.is_some_and(|(due, _)| self.far_due().is_none_or(|far| *due < far))
+        };
+        !self.volatile.is_full && (self.volatile.more_due || is_overdue())
     }
 
     /// Says how many bytes of what is published the log has room for, from now on; what ends events is logged all
@@ -338,10 +386,12 @@ impl Shard {
     #[must_use]
     pub fn stats(&self) -> ShardStats {
         ShardStats {
-            pending: self.durable.table.len() as u64,
+            pending: self.durable.table.len() as u64 + self.durable.runs.pending(),
+            far: self.durable.runs.pending(),
+            run_bytes: self.durable.runs.size_bytes(),
             payload_bytes: self.durable.payloads.retained_bytes() as u64,
             timers: self.volatile.wheel.len() as u64,
-            index_bytes: (self.durable.table.memory_bytes() + self.volatile.wheel.memory_bytes()) as u64,
+            index_bytes: self.index_bytes() as u64,
             ..self.volatile.stats
         }
     }

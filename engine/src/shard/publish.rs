@@ -95,7 +95,7 @@ impl Shard {
         }
         // Of the log: as published now, or as appended again later.
         let needed_bytes = events.len() + count as usize * self.durable.copies.each_size_bytes(topic);
-        if needed_bytes > self.volatile.log_room_bytes {
+        if needed_bytes > self.publish_room_bytes() {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
                 message:
@@ -146,6 +146,14 @@ impl Shard {
         out.reply_on_commit(ticket, body);
     }
 
+    /// Bytes of the log for what is published. A part is left for far-future events that come back.
+    fn publish_room_bytes(&self) -> usize {
+        let room = self.log_room_bytes();
+        let is_any_far = self.durable.runs.pending() > 0;
+        let kept = if is_any_far { room.saturating_add(self.relocation_size_bytes()) / 8 } else { 0 };
+        room.saturating_sub(kept)
+    }
+
     pub(super) fn cancel(&mut self, ticket: Ticket, event: EventId, out: &mut Effects) {
         let sequence = event.sequence;
         // The whole id must be right: its due time guards against a number that was made up.
@@ -163,7 +171,11 @@ impl Shard {
                 let state = if waits { TaskState::Backoff } else { TaskState::Ready };
                 CancelVerdict::TooLate { state, attempt }
             }
-            Some(_) => {
+            Some(entry) => {
+                if let Some(run) = self.volatile.far.is_moving(sequence) {
+                    let due = entry.due;
+                    return self.log_cancelled(ticket, run, (due, sequence), out);
+                }
                 self.volatile.fenced.insert(sequence);
                 self.volatile.ended.push(Ended {
                     subscription: escapement_protocol::SubscriptionId(0),
@@ -174,17 +186,33 @@ impl Shard {
                 self.log_ended(out);
                 return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
             }
-            None => CancelVerdict::NotFound,
+            None => return self.cancel_far(ticket, event, out),
         };
         out.reply(ticket, ReplyBody::Cancelled(verdict));
     }
 
-    /// Bytes held for pending events, accepted ones included.
-    fn memory_bytes(&self) -> usize {
-        self.durable.payloads.retained_bytes()
-            + self.durable.table.memory_bytes()
-            + self.durable.progress.memory_bytes()
+    /// Bytes of what says where pending events are, and when they are due.
+    pub(super) fn index_bytes(&self) -> usize {
+        self.durable.table.memory_bytes()
             + self.volatile.wheel.memory_bytes()
+            + self.durable.runs.memory_bytes()
+    }
+
+    /// Bytes held for pending events, accepted ones included.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_bytes_with(self.durable.payloads.retained_bytes())
+    }
+
+    /// As [`Shard::memory_bytes`], but of payloads only what is alive: what goes once the events have gone.
+    pub(super) fn live_bytes(&self) -> usize {
+        self.memory_bytes_with(self.durable.payloads.live_bytes())
+    }
+
+    fn memory_bytes_with(&self, payload_bytes: usize) -> usize {
+        payload_bytes
+            + self.index_bytes()
+            + self.durable.progress.memory_bytes()
+            + self.volatile.far.memory_bytes()
             // Of tasks, those there are: the router's pool is reused and never shrinks, so that counting it whole
             // could refuse publishes for good after one bad hour.
             + self.router.tasks() * TASK_SIZE_BYTES

@@ -6,6 +6,7 @@ use super::apply::{Change, Progressed, Tasks};
 use super::ledger::Place;
 use super::{Shard, Volatile};
 use crate::effects::Effects;
+use crate::far::{Closing, Run};
 use crate::record::TaskProgress;
 
 /// Most tasks whose progress one `Relocated` record states; those beyond follow as records of their own.
@@ -15,6 +16,7 @@ impl Shard {
     /// Forgets blocks that hold nothing needed, and returns the newest block that may be trimmed.
     pub fn releasable(&mut self) -> u64 {
         let registry = self.durable.registry.oldest_block().unwrap_or(u64::MAX);
+        let registry = registry.min(self.durable.runs.oldest_block().unwrap_or(u64::MAX));
         // Marks are evidence for the counter of sequences: the newest one stays.
         let limit = registry.min(self.durable.ledger.evidence());
         self.durable.ledger.release(limit).saturating_sub(1)
@@ -32,6 +34,17 @@ impl Shard {
             // After the registry: the mark's application says that both are done.
             out.log().mark(Sequence(self.volatile.next_sequence));
         }
+        if self.durable.runs.oldest_block().is_some_and(|block| block <= upto) {
+            let is_old = |run: &Run| {
+                run.closing != Closing::Closed
+                    && !run.is_stating
+                    && run.block.is_some_and(|block| block <= upto)
+            };
+            let old = self.durable.runs.iter().filter(|(_, run)| is_old(run));
+            for id in old.map(|(id, _)| id).collect::<Vec<_>>() {
+                self.state_run(id, out);
+            }
+        }
     }
 
     /// Appends again what blocks up to `upto` hold and is still needed, at most about `budget_bytes` of events now.
@@ -44,7 +57,8 @@ impl Shard {
         if from.block > upto {
             return;
         }
-        let Volatile { ending, progressed, relocated_upto, .. } = &mut self.volatile;
+        let (now, horizon) = (self.volatile.now.mono, self.horizon());
+        let Volatile { ending, progressed, relocated_upto, far, .. } = &mut self.volatile;
         // The end of these is in the log before the copy would be: a copy would bring them back in replay.
         let mut ending: Vec<Sequence> = ending.iter().copied().collect();
         ending.sort_unstable();
@@ -61,6 +75,15 @@ impl Shard {
             let Some(entry) = self.durable.table.get(sequence) else { continue };
             if entry.block != place.block as u32 || ending.binary_search(&sequence).is_ok() {
                 continue;
+            }
+            // Its way to a run is in the log before the copy would be, likewise.
+            if far.is_moving(sequence).is_some() {
+                continue;
+            }
+            // A run is where it belongs, not the log once more.
+            if entry.due > horizon && far.awaits_flush(now, place) {
+                *relocated_upto = place;
+                break;
             }
             let event = self.durable.payloads.event(entry.location);
             let mut tasks = Tasks::from_slice(self.durable.progress.get(sequence));

@@ -2,6 +2,7 @@
 
 mod control;
 mod delivery;
+mod far;
 mod refusals;
 mod replay;
 mod rig;

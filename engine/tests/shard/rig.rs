@@ -1,7 +1,9 @@
 //! Some shards of one node, with logs that are vectors and a clock that stands still until it is told.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
 
+use escapement_engine::far::{RunFiles, RunId, RunOp, RunTicket};
 use escapement_engine::record::{HEADER_SIZE_BYTES, RecordWriter};
 use escapement_engine::{
     AdminRequest, Effects, Input, Message, Push, Reply, ReplyBody, Shard, ShardConfig, Ticket,
@@ -35,6 +37,46 @@ struct Slot {
     /// Durable blocks that were not trimmed.
     log: Vec<(u64, Vec<u8>)>,
     next_block: u64,
+    files: Files,
+    run_ops: VecDeque<(RunTicket, RunOp)>,
+}
+
+/// The files of a shard's runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Files(pub(crate) BTreeMap<RunId, Vec<u8>>);
+
+impl Files {
+    fn execute(&mut self, op: RunOp) -> io::Result<Vec<u8>> {
+        match op {
+            RunOp::Create { run } => {
+                assert!(self.0.insert(run, Vec::new()).is_none(), "run {run} is made once");
+                Ok(Vec::new())
+            }
+            RunOp::Write { run, offset, bytes } => {
+                let file = self.0.get_mut(&run).ok_or(io::ErrorKind::NotFound)?;
+                assert_eq!(file.len() as u64, offset, "a run grows at its end");
+                file.extend_from_slice(&bytes);
+                Ok(Vec::new())
+            }
+            RunOp::Read { run, offset, len } => self.read(run, offset, len),
+            RunOp::Remove { run } => {
+                self.0.remove(&run);
+                Ok(Vec::new())
+            }
+        }
+    }
+}
+
+impl RunFiles for Files {
+    fn size(&mut self, run: RunId) -> io::Result<Option<u64>> {
+        Ok(self.0.get(&run).map(|file| file.len() as u64))
+    }
+
+    fn read(&mut self, run: RunId, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let file = self.0.get(&run).ok_or(io::ErrorKind::NotFound)?;
+        let rest = &file[(offset as usize).min(file.len())..];
+        Ok(rest[..len.min(rest.len())].to_vec())
+    }
 }
 
 pub(crate) struct Rig {
@@ -57,6 +99,8 @@ pub(crate) fn config(shard_count: u16) -> ShardConfig {
         memory_bytes_max: 1 << 30,
         admission_per_s: 0,
         block_size_bytes_max: 8 * 1024,
+        horizon_ms: 15 * 60 * 1_000,
+        run_size_bytes: 64 * 1024,
         batch_count_max: 1_000,
         seed: 7,
     }
@@ -76,6 +120,8 @@ impl Rig {
             in_flight: VecDeque::new(),
             log: Vec::new(),
             next_block: 1,
+            files: Files::default(),
+            run_ops: VecDeque::new(),
         });
         let mut rig = Rig {
             slots: slots.collect(),
@@ -126,7 +172,8 @@ impl Rig {
     }
 
     fn drain(&mut self, shard: u16) {
-        let effects = &mut self.slots[usize::from(shard)].effects;
+        let Slot { effects, run_ops, .. } = &mut self.slots[usize::from(shard)];
+        run_ops.extend(effects.run_ops.drain(..));
         self.replies.append(&mut effects.replies);
         self.mail.extend(effects.forwards.drain(..));
         let from = ShardId(shard);
@@ -219,7 +266,49 @@ impl Rig {
         self.slots.iter().all(is_synced)
     }
 
-    /// Turns until nothing is left to be written.
+    /// Carries out the oldest operation on a run's file. False where there is none.
+    pub(crate) fn run_op(&mut self, shard: u16) -> bool {
+        let slot = &mut self.slots[usize::from(shard)];
+        let Some((ticket, op)) = slot.run_ops.pop_front() else { return false };
+        let result = slot.files.execute(op);
+        slot.shard.run_op_done(self.now, ticket, result, &mut slot.effects);
+        self.drain(shard);
+        true
+    }
+
+    /// The oldest operation on a run's file fails.
+    pub(crate) fn run_op_fails(&mut self, shard: u16) -> bool {
+        let slot = &mut self.slots[usize::from(shard)];
+        let Some((ticket, op)) = slot.run_ops.pop_front() else { return false };
+        assert!(!matches!(op, RunOp::Read { .. }), "a failed read stops the shard");
+        let result = Err(io::ErrorKind::StorageFull.into());
+        slot.shard.run_op_done(self.now, ticket, result, &mut slot.effects);
+        self.drain(shard);
+        true
+    }
+
+    pub(crate) fn next_run_op(&self, shard: u16) -> Option<&RunOp> {
+        self.slots[usize::from(shard)].run_ops.front().map(|(_, op)| op)
+    }
+
+    pub(crate) fn files(&mut self, shard: u16) -> &mut Files {
+        &mut self.slots[usize::from(shard)].files
+    }
+
+    /// Turns until nothing is left to be written, neither to the log nor to runs.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            self.sync();
+            let due = |slot: &Slot| slot.shard.next_deadline().mono.is_some_and(|at| at <= self.now.mono);
+            let work = self.slots.iter().any(due);
+            let done = (0..self.config.shard_count).fold(false, |done, shard| self.run_op(shard) | done);
+            if !done && !work {
+                break;
+            }
+        }
+    }
+
+    /// Turns until nothing is left to be written to the log.
     pub(crate) fn sync(&mut self) {
         self.maintain();
         while !self.is_synced() {
@@ -248,16 +337,21 @@ impl Rig {
         let upto = slot.shard.releasable();
         let gone = slot.log.iter().take_while(|(number, _)| *number <= upto).count().min(most);
         slot.log.drain(..gone);
+        if let Some((oldest, _)) = slot.log.first() {
+            slot.shard.log_trimmed(oldest - 1, &mut slot.effects);
+        }
+        self.drain(shard);
     }
 
     /// What recovery would make of a shard's durable blocks now.
     pub(crate) fn replayed(&self, shard: u16) -> Shard {
         let mut replay = Shard::new(ShardConfig { shard: ShardId(shard), ..self.config.clone() });
-        let mut effects = Effects::default();
-        for (number, records) in &self.slots[usize::from(shard)].log {
-            replay.apply_block(*number, records, &mut effects).expect("a shard reads itself");
+        let slot = &self.slots[usize::from(shard)];
+        let mut files = slot.files.clone();
+        for (number, records) in &slot.log {
+            replay.replay_block(*number, records, &mut files).expect("a shard reads itself");
         }
-        assert!(effects.records.is_empty() && effects.replies.is_empty() && effects.forwards.is_empty());
+        replay.replayed().expect("every run that is needed is there");
         replay
     }
 
@@ -276,6 +370,9 @@ impl Rig {
             slot.shard = replay;
             slot.effects = Effects::default();
             slot.in_flight.clear();
+            slot.run_ops.clear();
+            let runs = slot.shard.runs();
+            slot.files.0.retain(|run, _| runs.contains(run));
             slot.next_block = slot.log.last().map_or(slot.next_block, |(number, _)| number + 1);
         }
         self.mail.clear();

@@ -1,0 +1,125 @@
+//! Far-future events on their way into a run: sorted a piece at a time, so that no turn is long.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use escapement_protocol::WallMs;
+
+use super::Key;
+
+/// Keys sorted at a time.
+const PIECE_LEN: usize = 4096;
+
+/// Keys of events that are due beyond the horizon and in no run yet.
+#[derive(Debug, Default)]
+pub(crate) struct FarBuffer {
+    /// Each sorted.
+    pieces: Vec<Vec<Key>>,
+    filling: Vec<Key>,
+    len: usize,
+    size_bytes: usize,
+    /// No key is due before.
+    due_min: Option<WallMs>,
+}
+
+impl FarBuffer {
+    /// Adds a key, of an event of that many bytes.
+    pub(crate) fn push(&mut self, key: Key, size_bytes: usize) {
+        self.filling.push(key);
+        self.len += 1;
+        self.size_bytes += size_bytes;
+        self.due_min = Some(self.due_min.map_or(key.0, |due| due.min(key.0)));
+        if self.filling.len() == PIECE_LEN {
+            self.end_piece();
+        }
+    }
+
+    fn end_piece(&mut self) {
+        if !self.filling.is_empty() {
+            self.filling.sort_unstable();
+            self.pieces.push(std::mem::take(&mut self.filling));
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of the events, those that ended meanwhile included.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
+    /// No key is due before that moment.
+    pub(crate) fn due_min(&self) -> Option<WallMs> {
+        self.due_min
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        (self.pieces.iter().map(Vec::capacity).sum::<usize>() + self.filling.capacity()) * size_of::<Key>()
+    }
+
+    /// Takes everything, in order.
+    pub(crate) fn take(&mut self) -> Merge {
+        self.end_piece();
+        let pieces = std::mem::take(self).pieces;
+        Merge::new(pieces)
+    }
+}
+
+/// The keys of sorted pieces, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Merge {
+    pieces: Vec<std::vec::IntoIter<Key>>,
+    heads: BinaryHeap<Reverse<(Key, usize)>>,
+}
+
+impl Merge {
+    fn new(pieces: Vec<Vec<Key>>) -> Merge {
+        let mut pieces: Vec<_> = pieces.into_iter().map(Vec::into_iter).collect();
+        let heads = pieces.iter_mut().enumerate();
+        let heads = heads.filter_map(|(at, piece)| Some(Reverse((piece.next()?, at)))).collect();
+        Merge { pieces, heads }
+    }
+
+    /// The next key, without taking it.
+    pub(crate) fn peek(&self) -> Option<Key> {
+        self.heads.peek().map(|Reverse((key, _))| *key)
+    }
+}
+
+impl Iterator for Merge {
+    type Item = Key;
+
+    fn next(&mut self) -> Option<Key> {
+        let mut head = self.heads.peek_mut()?;
+        let Reverse((key, at)) = *head;
+        match self.pieces[at].next() {
+            Some(next) => *head = Reverse((next, at)),
+            None => {
+                std::collections::binary_heap::PeekMut::pop(head);
+            }
+        }
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use escapement_protocol::Sequence;
+
+    #[test]
+    fn everything_comes_out_once_and_in_order() {
+        let mut buffer = FarBuffer::default();
+        let key = |n: u64| (WallMs(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 5_000), Sequence(n));
+        let mut expected: Vec<Key> = (0..3 * PIECE_LEN as u64 + 17).map(key).collect();
+        expected.iter().for_each(|key| buffer.push(*key, 100));
+        expected.sort_unstable();
+        assert_eq!(buffer.due_min(), expected.first().map(|key| key.0));
+        let merge = buffer.take();
+        assert_eq!(merge.peek(), expected.first().copied());
+        assert!(merge.eq(expected));
+        assert!(buffer.is_empty() && buffer.due_min().is_none() && buffer.size_bytes() == 0);
+    }
+}

@@ -1,0 +1,274 @@
+//! What is known of a shard's runs: how far each was moved and loaded, and what ended in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use escapement_protocol::{Sequence, ShardId, WallMs};
+
+use super::format::RunFooter;
+use super::{RunError, RunFiles, RunId};
+
+/// What orders events: due time, then sequence.
+pub(crate) type Key = (WallMs, Sequence);
+
+const KEY_MAX: Key = (WallMs(u64::MAX), Sequence(u64::MAX));
+
+/// Memory of one ended event: the nodes of a tree are about two thirds full.
+const ENDED_SIZE_BYTES: usize = size_of::<Key>() * 3 / 2;
+
+/// How far a run is from being forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Closing {
+    #[default]
+    Open,
+    /// Loaded whole, and the record that says so is on its way to the disk.
+    Stated,
+    /// Loaded whole: the file goes once recovery can't ask for it any more.
+    Closed,
+}
+
+/// One run.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    /// `None` only while recovery has not met its file, or where the file has gone.
+    pub(crate) footer: Option<RunFooter>,
+    /// Blocks whose events have left the log for it, from the first on.
+    pub(crate) moved: u32,
+    /// Blocks whose events are in memory again, from the first on.
+    pub(crate) loaded: u32,
+    /// Events that ended while they were here.
+    pub(crate) ended: BTreeSet<Key>,
+    /// Of these, such in blocks that are moved and not loaded.
+    ended_ahead: usize,
+    pub(crate) size_bytes: u64,
+    /// What the log says of it is in this block and later ones; `None` until it says so.
+    pub(crate) block: Option<u64>,
+    /// The newest block of the log that says that a part of it was loaded.
+    pub(crate) last_loaded_block: u64,
+    pub(crate) closing: Closing,
+    /// A statement of it is on its way to the disk.
+    pub(crate) is_stating: bool,
+}
+
+impl Run {
+    /// The first key of a block; past the last one, a key above all.
+    fn first_of(&self, block: u32) -> Key {
+        let index = self.footer.as_ref().map_or(&[][..], |footer| &footer.index);
+        index.get(block as usize).map_or(KEY_MAX, |place| place.first)
+    }
+
+    fn ended_in(&self, blocks: Range<u32>) -> usize {
+        if self.ended.is_empty() || blocks.is_empty() {
+            return 0;
+        }
+        self.ended.range(self.first_of(blocks.start)..self.first_of(blocks.end)).count()
+    }
+
+    fn count_in(&self, blocks: Range<u32>) -> u64 {
+        let index = self.footer.as_ref().map_or(&[][..], |footer| &footer.index);
+        let places = index.get(blocks.start as usize..blocks.end as usize).unwrap_or_default();
+        places.iter().map(|place| u64::from(place.count)).sum()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let index = self.footer.as_ref().map_or(0, |footer| size_of_val(&footer.index[..]));
+        index + self.ended.len() * ENDED_SIZE_BYTES
+    }
+
+    /// Pending events that are here and nowhere else.
+    fn pending(&self) -> u64 {
+        self.count_in(self.loaded..self.moved) - self.ended_ahead as u64
+    }
+
+    /// The block that holds `key`, if it is here at all, and neither loaded nor still to be moved.
+    pub(crate) fn block_of(&self, key: Key) -> Option<u32> {
+        let footer = self.footer.as_ref()?;
+        if key.1 < footer.sequences.0 || key.1 > footer.sequences.1 {
+            return None;
+        }
+        let behind = footer.index.partition_point(|place| place.first <= key);
+        let block = u32::try_from(behind.checked_sub(1)?).expect("blocks are counted in 32 bits");
+        (self.loaded..self.moved).contains(&block).then_some(block)
+    }
+
+    /// Ended events in blocks that are not loaded: what a crash must not change.
+    pub(crate) fn ended_not_loaded(&self) -> impl Iterator<Item = &Key> {
+        self.ended.range(self.first_of(self.loaded)..)
+    }
+}
+
+/// A shard's runs.
+#[derive(Debug, Default)]
+pub(crate) struct Runs {
+    runs: BTreeMap<RunId, Run>,
+    pending: u64,
+    memory_bytes: usize,
+    /// Recovery has ended: it meets what the log says of a run in pieces, so that counts would be wrong on the way.
+    is_counting: bool,
+}
+
+impl Runs {
+    pub(crate) fn get(&self, run: RunId) -> Option<&Run> {
+        self.runs.get(&run)
+    }
+
+    pub(crate) fn get_mut(&mut self, run: RunId) -> Option<&mut Run> {
+        self.runs.get_mut(&run)
+    }
+
+    /// The run of that number; as one that nothing is known of where there is none.
+    pub(crate) fn entry(&mut self, run: RunId) -> &mut Run {
+        self.runs.entry(run).or_default()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (RunId, &Run)> {
+        self.runs.iter().map(|(id, run)| (*id, run))
+    }
+
+    pub(crate) fn remove(&mut self, run: RunId) {
+        if let Some(run) = self.runs.remove(&run) {
+            self.memory_bytes -= run.memory_bytes();
+        }
+    }
+
+    /// A run's footer is known.
+    pub(crate) fn set_footer(&mut self, run: RunId, footer: RunFooter) {
+        self.memory_bytes += size_of_val(&footer.index[..]);
+        self.runs.entry(run).or_default().footer = Some(footer);
+    }
+
+    /// The highest number in use, 0 where there is none.
+    pub(crate) fn last(&self) -> RunId {
+        self.runs.last_key_value().map_or(RunId(0), |(id, _)| *id)
+    }
+
+    /// Pending events in runs.
+    pub(crate) fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// Bytes of indexes, and of what ended.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory_bytes + self.runs.len() * size_of::<Run>()
+    }
+
+    /// Bytes of the files.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.runs.values().map(|run| run.size_bytes).sum()
+    }
+
+    /// The oldest block of the log that says something of a run that is needed.
+    pub(crate) fn oldest_block(&self) -> Option<u64> {
+        let open = self.runs.values().filter(|run| run.closing != Closing::Closed);
+        open.filter_map(|run| run.block).min()
+    }
+
+    /// The events of blocks up to `end` have left the log.
+    pub(crate) fn moved(&mut self, run: RunId, end: u32) {
+        let run = self.runs.entry(run).or_default();
+        let blocks = run.moved..end.max(run.moved);
+        run.moved = blocks.end;
+        if !self.is_counting {
+            return;
+        }
+        let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks));
+        run.ended_ahead += ended;
+        self.pending += count - ended as u64;
+    }
+
+    /// The events of blocks up to `end` are in memory again; the block of the log that says so.
+    pub(crate) fn loaded(&mut self, run: RunId, end: u32, block: u64) {
+        let run = self.runs.entry(run).or_default();
+        run.last_loaded_block = block;
+        let blocks = run.loaded..end.max(run.loaded);
+        run.loaded = blocks.end;
+        if !self.is_counting {
+            return;
+        }
+        let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks));
+        run.ended_ahead -= ended;
+        self.pending -= count - ended as u64;
+    }
+
+    /// An event has ended here. False where that was known.
+    pub(crate) fn ended(&mut self, run: RunId, key: Key) -> bool {
+        let run = self.runs.entry(run).or_default();
+        let is_new = run.ended.insert(key);
+        if is_new {
+            self.memory_bytes += ENDED_SIZE_BYTES;
+        }
+        if is_new && self.is_counting && key >= run.first_of(run.loaded) && key < run.first_of(run.moved) {
+            run.ended_ahead += 1;
+            self.pending -= 1;
+        }
+        is_new
+    }
+
+    /// Takes in what the log states of a run.
+    pub(crate) fn state(&mut self, run: RunId, stated: Stated) {
+        let run = self.runs.entry(run).or_default();
+        run.moved = run.moved.max(stated.moved);
+        run.loaded = run.loaded.max(stated.loaded);
+        run.size_bytes = stated.size_bytes;
+        run.block = Some(stated.as_of + 1);
+        run.is_stating = false;
+        if stated.closed {
+            run.closing = Closing::Closed;
+        }
+    }
+
+    /// A run that is needed and whose file recovery has not met.
+    pub(crate) fn missing(&self) -> Option<RunId> {
+        let open = self.runs.iter().filter(|(_, run)| run.closing != Closing::Closed);
+        let is_missing = |run: &Run| run.block.is_none() || (run.footer.is_none() && run.loaded < run.moved);
+        open.filter(|(_, run)| is_missing(run)).map(|(id, _)| *id).next()
+    }
+
+    /// Recovery has ended: counts everything, and goes on from there.
+    pub(crate) fn count(&mut self) {
+        self.is_counting = true;
+        self.pending = 0;
+        for run in self.runs.values_mut() {
+            run.ended_ahead = run.ended_in(run.loaded..run.moved);
+            self.pending += run.pending();
+        }
+    }
+
+    /// Asserts what always holds.
+    pub(crate) fn check(&self) {
+        let mut pending = 0;
+        for (id, run) in &self.runs {
+            assert!(run.loaded <= run.moved, "run {id}: what is loaded was moved");
+            let is_whole = run.closing != Closing::Closed || run.loaded == run.moved;
+            assert!(is_whole, "run {id} is closed once it was loaded");
+            assert_eq!(run.ended_in(run.loaded..run.moved), run.ended_ahead, "run {id} counts what ended");
+            pending += run.pending();
+        }
+        assert_eq!(pending, self.pending, "pending events in runs are counted");
+    }
+}
+
+/// What a `Run` record states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stated {
+    pub(crate) moved: u32,
+    pub(crate) loaded: u32,
+    pub(crate) closed: bool,
+    pub(crate) as_of: u64,
+    pub(crate) size_bytes: u64,
+}
+
+/// Reads the footer of a run, where its file is there.
+///
+/// # Errors
+/// [`RunError::Io`], [`RunError::Damaged`].
+pub(crate) fn read_footer(
+    shard: ShardId,
+    run: RunId,
+    files: &mut dyn RunFiles,
+) -> Result<Option<RunFooter>, RunError> {
+    let io = |error| RunError::Io(run, error);
+    let Some(size) = files.size(run).map_err(io)? else { return Ok(None) };
+    let footer = RunFooter::read(size, shard, run, |offset, len| files.read(run, offset, len)).map_err(io)?;
+    footer.map(Some).map_err(|damage| RunError::Damaged(run, damage))
+}

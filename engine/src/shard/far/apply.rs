@@ -1,0 +1,100 @@
+//! What records about runs change.
+
+use super::load::Chunk;
+use super::{Key, Shard};
+use crate::effects::Effects;
+use crate::far::{RunError, RunFiles, RunId, Stated, read_footer};
+use crate::record::Sequences;
+
+impl Shard {
+    /// A run as the log states it.
+    pub(in crate::shard) fn apply_run(
+        &mut self,
+        id: RunId,
+        stated: Stated,
+        files: &mut dyn RunFiles,
+    ) -> Result<(), RunError> {
+        if self.recovering {
+            self.know_footer(id, files)?;
+        } else if self.durable.runs.get(id).is_none() {
+            let footer = self.volatile.far.footers.pop_front().filter(|(of, _)| *of == id);
+            let (_, footer) = footer.expect("the log states first what this shard has just written");
+            self.durable.runs.set_footer(id, footer);
+            self.volatile.far.may_close = true;
+        }
+        self.durable.runs.state(id, stated);
+        Ok(())
+    }
+
+    /// Reads a run's footer, in recovery, where its file is there.
+    fn know_footer(&mut self, id: RunId, files: &mut dyn RunFiles) -> Result<(), RunError> {
+        let is_known = self.durable.runs.get(id).is_some_and(|run| run.footer.is_some());
+        if !is_known && let Some(footer) = read_footer(self.config.shard, id, files)? {
+            self.durable.runs.set_footer(id, footer);
+        }
+        Ok(())
+    }
+
+    /// Events have left the log for the blocks of a run up to `end`.
+    pub(in crate::shard) fn apply_moved(&mut self, id: RunId, end: u32, sequences: Sequences<'_>) {
+        if !self.recovering {
+            let moving = self.volatile.far.moving.pop_front();
+            assert_eq!(moving.map(|moving| moving.run), Some(id), "events move in the order of the log");
+        }
+        for sequence in sequences.iter() {
+            let was_pending = self.end_event(sequence);
+            assert!(was_pending || self.recovering, "{sequence:?} was moved to run {id} and is not pending");
+        }
+        self.durable.runs.moved(id, end);
+        if !self.recovering {
+            self.volatile.far.may_close = true;
+            self.more_to_read(id);
+        }
+    }
+
+    /// Blocks of a run are pending in the log's block `block`.
+    pub(in crate::shard) fn apply_loaded(
+        &mut self,
+        block: u64,
+        run: RunId,
+        first_block: u32,
+        block_count: u32,
+        files: &mut dyn RunFiles,
+        out: &mut Effects,
+    ) -> Result<(), RunError> {
+        if !self.recovering {
+            let chunk = self.volatile.far.chunks.pop_front().expect("what the log says of it was read");
+            let is_it = (chunk.run, chunk.first_block, chunk.block_count) == (run, first_block, block_count);
+            assert!(is_it, "events are loaded in the order of the log");
+            self.volatile.far.coming_bytes -= chunk.copy_size_bytes;
+            // Alive from now on, which the log's owner reckons with in its next turn.
+            self.volatile.log_room_bytes = self.volatile.log_room_bytes.saturating_sub(chunk.copy_size_bytes);
+            self.take_in(&chunk, block);
+            self.cancel_waiting(out);
+            return Ok(());
+        }
+        self.know_footer(run, files)?;
+        let footer = self.durable.runs.get(run).and_then(|run| run.footer.as_ref());
+        let index = &footer.ok_or(RunError::Missing(run))?.index;
+        let blocks = index.get(first_block as usize..(first_block + block_count) as usize);
+        let Some([first, ..]) = blocks else {
+            return Err(RunError::Damaged(run, crate::far::RunDamage::Footer));
+        };
+        let len = blocks.into_iter().flatten().map(|place| place.size_bytes as usize).sum();
+        let bytes = files.read(run, first.offset, len);
+        let chunk = Chunk::verified(self, run, (first_block, block_count), 0, bytes)?;
+        self.take_in(&chunk, block);
+        Ok(())
+    }
+
+    pub(in crate::shard) fn apply_cancelled_in_run(&mut self, id: RunId, key: Key) {
+        if !self.recovering {
+            self.volatile.far.cancelled.remove(&key.1);
+        }
+        self.durable.runs.ended(id, key);
+        // Said again after the event was loaded, while the first record that says so was trimmed.
+        if self.recovering {
+            self.end_event(key.1);
+        }
+    }
+}
