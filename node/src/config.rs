@@ -34,6 +34,10 @@ pub const SEGMENT_COUNT_MIN: u64 = 2;
 /// Least memory of a shard for pending events. A few MiB of it stay taken once it has had any, and a few of the largest
 /// events have to fit beside.
 pub const MEMORY_PER_SHARD_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// Shortest horizon: what is due beyond it still has to reach the disk, and come back, in time.
+pub const HORIZON_MS_MIN: u64 = 1_000;
+/// Longest horizon: a month.
+pub const HORIZON_MS_MAX: u64 = 30 * 24 * 3_600 * 1_000;
 /// Memory for pending events where the machine does not say how much it has.
 const MEMORY_BYTES_FALLBACK: u64 = 1024 * 1024 * 1024;
 
@@ -53,6 +57,9 @@ pub struct NodeConfig {
     /// Most bytes of pending events and their index, divided evenly over the shards. Default: a quarter of the memory
     /// that the process may use, and at least [`MEMORY_PER_SHARD_BYTES_MIN`] for each shard.
     pub memory_bytes: Option<u64>,
+    /// How far ahead of its time an event is kept in memory, in ms, while half of the memory is free; what is due later
+    /// waits on the disk. Default 15 min.
+    pub horizon_ms: u64,
     /// Most events accepted per second by the whole node, 0 for no bound; divided evenly over the shards, each share
     /// rounded up. Default 0.
     pub admission_per_s: u64,
@@ -100,6 +107,7 @@ impl Default for NodeConfig {
             cores: None,
             host: None,
             memory_bytes: None,
+            horizon_ms: 15 * 60 * 1_000,
             admission_per_s: 0,
             mtu: 1_452,
             tls: TlsConfig::default(),
@@ -245,6 +253,7 @@ impl NodeConfig {
             let least = format_bytes(MEMORY_PER_SHARD_BYTES_MIN);
             return Err(wrong("memory", format_bytes(bytes), format!("at least {least} is needed")));
         }
+        within("horizon", self.horizon_ms, HORIZON_MS_MIN, HORIZON_MS_MAX)?;
         within("mtu", self.mtu, 1_200, 65_527)?;
         self.validate_log()?;
         within("drain_timeout", self.drain_timeout_ms, 0, 600_000)?;

@@ -9,5 +9,6 @@ pub mod data_dir;
 pub mod io;
 mod mesh;
 mod run;
+pub mod runs;
 pub mod serve;
 pub mod signals;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use escapement_engine::{Effects, Shard, ShardConfig, newest_control};
+use escapement_engine::{Shard, ShardConfig, newest_control};
 use escapement_frontend::quic::{QuicClock, QuicConfig, QuicConfigError, QuicKeys, QuicServer};
 use escapement_frontend::tls::{ServerTls, TlsError, TlsFiles};
 use escapement_protocol::{Epoch, Now, ShardId, WallMs};
@@ -21,6 +21,7 @@ use crate::cores::{Cores, Seat, Shared, Started};
 use crate::data_dir::DataDir;
 use crate::io::{self, BindError, CoreSetup, CoreSocket, HostError, HostKind, NodeClock, StartAhead};
 use crate::run::{CoreEnd, CoreThread};
+use crate::runs::{RunDirectory, remove_left_over};
 
 /// Most credit of one session, whatever it asks for.
 const CREDIT_MAX: Credit = Credit { tasks: 256 * 1024, bytes: 64 * 1024 * 1024 };
@@ -31,6 +32,10 @@ const INTAKE_SIZE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most events that become due in one batch of a shard, several of which make a turn. What a batch touches, some 200
 /// bytes an event from its due time until it is copied into its push, stays within a core's first-level cache.
 const BATCH_COUNT_MAX: usize = 64;
+
+/// Bytes of far-future events that are gathered for one run of a shard, where its memory allows. Larger runs are fewer
+/// files; what is gathered waits in memory.
+const RUN_SIZE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// How often it is looked whether an operator has to know of the machine's clock.
 const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -234,6 +239,8 @@ fn recover(
                     memory_bytes_max,
                     admission_per_s: config.admission_per_s.div_ceil(u64::from(shard_count)),
                     block_size_bytes_max: wal.records_size_bytes_max(),
+                    horizon_ms: config.horizon_ms,
+                    run_size_bytes: RUN_SIZE_BYTES_MAX.min(memory_bytes_max / 8),
                     batch_count_max: BATCH_COUNT_MAX,
                     seed: seed ^ u64::from(shard),
                 };
@@ -274,14 +281,12 @@ fn recover_shard(
 ) -> Result<Recovered, String> {
     let mut dir = FsDirectory::new(dir);
     let mut shard = Shard::new(config);
+    let mut runs = RunDirectory(FsDirectory::new(dir.root()));
     let mut unread = None;
-    let mut effects = Effects::default();
     let mut visit = |block: RecoveredBlock<'_>| {
         if unread.is_none() {
-            unread = shard
-                .apply_block(block.seq.0, block.records, &mut effects)
-                .err()
-                .map(|error| (block.seq, error));
+            let replayed = shard.replay_block(block.seq.0, block.records, &mut runs);
+            unread = replayed.err().map(|error| (block.seq, error));
         }
     };
     let opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
@@ -289,6 +294,9 @@ fn recover_shard(
     if let Some((block, error)) = unread {
         return Err(format!("block {block}: {error}"));
     }
+    shard.replayed().map_err(|error| error.to_string())?;
+    remove_left_over(&mut dir, &shard)
+        .map_err(|error| format!("removing what is left over in far: {error}"))?;
     Ok(Recovered { shard, log, epoch: report.epoch, leader_time: report.leader_time })
 }
 

@@ -31,7 +31,7 @@ pub mod recovery;
 
 pub use aligned::AlignedBuf;
 pub use config::{LogIdentity, WalConfig};
-pub use disk::{Directory, DiskCompletion, DiskOp, FileId, OpId};
+pub use disk::{Directory, DiskCompletion, DiskOp, FileId, OpId, RUN_DIR};
 pub use format::BlockKind;
 pub use fs::FsDirectory;
 pub use local::{LocalWal, LogUsage};

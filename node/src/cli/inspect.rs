@@ -342,7 +342,13 @@ impl Counts {
             Record::Relocated { .. } => self.relocated += 1,
             Record::Completed { sequences, .. } => self.completed += sequences.count() as u64,
             Record::AttemptFailed { .. } => self.failed_attempts += 1,
-            Record::Topic { .. } | Record::Subscription { .. } | Record::Mark { .. } => {}
+            Record::Topic { .. }
+            | Record::Subscription { .. }
+            | Record::Mark { .. }
+            | Record::Run { .. }
+            | Record::Moved { .. }
+            | Record::Loaded { .. }
+            | Record::CancelledInRun { .. } => {}
         }
     }
 }
@@ -395,6 +401,30 @@ fn describe(record: &Record<'_>) -> (&'static str, Value) {
             json!({ "subscription": id.0, "version": version, "topic": topic.0, "name": settings.name }),
         ),
         Record::Mark { next_sequence } => ("mark", json!({ "next_sequence": next_sequence.0 })),
+        Record::Run { run, closed, moved, loaded, as_of, size_bytes } => (
+            "run",
+            json!({
+                "run": run.0, "closed": closed, "moved_blocks": moved, "loaded_blocks": loaded, "as_of": as_of,
+                "bytes": size_bytes,
+            }),
+        ),
+        Record::Moved { run, first_block, block_count, sequences } => (
+            "moved",
+            json!({
+                "run": run.0, "first_block": first_block, "blocks": block_count,
+                "sequences": sequences.iter().map(|sequence| sequence.0).collect::<Vec<_>>(),
+            }),
+        ),
+        Record::Loaded { run, first_block, block_count } => {
+            ("loaded", json!({ "run": run.0, "first_block": first_block, "blocks": block_count }))
+        }
+        Record::CancelledInRun { run, events } => (
+            "cancelled_in_run",
+            json!({
+                "run": run.0,
+                "sequences": events.iter().map(|(_, sequence)| sequence.0).collect::<Vec<_>>(),
+            }),
+        ),
     }
 }
 

@@ -129,6 +129,17 @@ pub const SETTINGS: &[Setting] = &[
         ..BLANK
     },
     Setting {
+        key: "horizon",
+        value_name: "DURATION",
+        help: "How far ahead of its time an event is kept in memory; what is due later waits on the disk",
+        default: "15m",
+        range: "1s to 30d; it shrinks by itself once half of the memory is in use",
+        set: |config, text| {
+            set(&mut config.horizon_ms, parse_duration(text).map(|time| time.as_millis() as u64))
+        },
+        ..BLANK
+    },
+    Setting {
         key: "admission",
         value_name: "RATE",
         help: "Most events accepted per second, divided evenly over the shards, each share rounded up; 0 for no bound",

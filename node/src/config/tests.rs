@@ -21,6 +21,7 @@ fn a_file_sets_every_setting() {
         cores = "4"
         host = "poll"
         memory = "2GiB"
+        horizon = "1h"
         admission = "500k/s"
         mtu = 8952
         segment_size = "16MiB"
@@ -50,6 +51,7 @@ fn a_file_sets_every_setting() {
             cores: Some(4),
             host: Some(HostKind::Poll),
             memory_bytes: Some(2 << 30),
+            horizon_ms: 3_600_000,
             admission_per_s: 500_000,
             mtu: 8952,
             tls: TlsConfig {

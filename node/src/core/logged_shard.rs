@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 
+use escapement_engine::far::{RunOp, RunTicket};
 use escapement_engine::record::HEADER_SIZE_BYTES;
 use escapement_engine::{Deadline, Effects, Input, Reply, Shard};
 use escapement_protocol::{MonoNs, Now, ShardId};
 use escapement_wal::{
-    BlockContent, BlockSeq, DiskCompletion, DiskOp, LocalWal, LogError, LogUsage, ShardLog,
+    AlignedBuf, BlockContent, BlockSeq, DiskCompletion, DiskOp, FileId, LocalWal, LogError, LogUsage, OpId,
+    ShardLog,
 };
 
 /// How often a file that could not be created is tried again.
@@ -41,6 +43,8 @@ impl Default for CommitPolicy {
 pub enum ShardFailure {
     /// Its log has: what is on the disk is known only to recovery.
     Log(LogError, String),
+    /// A run that holds acknowledged events can't be read.
+    Run(String),
 }
 
 impl std::fmt::Display for ShardFailure {
@@ -48,6 +52,7 @@ impl std::fmt::Display for ShardFailure {
         match self {
             ShardFailure::Log(error, cause) if cause.is_empty() => error.fmt(f),
             ShardFailure::Log(error, cause) => write!(f, "{error}: {cause}"),
+            ShardFailure::Run(damage) => f.write_str(damage),
         }
     }
 }
@@ -102,6 +107,8 @@ pub(super) struct LoggedShard {
     shard: Shard,
     log: LocalWal,
     pub(super) effects: Effects,
+    /// Operations on files of runs that nobody has fetched yet.
+    run_ops: VecDeque<(RunTicket, RunOp)>,
     in_flight: VecDeque<InFlight>,
     spare: Vec<Vec<u8>>,
     policy: CommitPolicy,
@@ -123,6 +130,7 @@ impl LoggedShard {
             shard,
             log,
             effects: Effects::default(),
+            run_ops: VecDeque::new(),
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             policy,
@@ -153,7 +161,13 @@ impl LoggedShard {
     }
 
     pub(super) fn poll_op(&mut self) -> Option<DiskOp> {
-        self.log.poll_op()
+        if let Some(op) = self.log.poll_op() {
+            return Some(op);
+        }
+        if self.run_ops.is_empty() {
+            self.run_ops.extend(self.effects.run_ops.drain(..));
+        }
+        self.run_ops.pop_front().map(|(ticket, op)| disk_op(ticket, op))
     }
 
     /// Bytes of records that are not durable yet.
@@ -187,7 +201,11 @@ impl LoggedShard {
         Room::of(&self.log.usage(), self.shard.relocation_size_bytes() as u64, waiting)
     }
 
-    pub(super) fn disk_completed(&mut self, completion: DiskCompletion) {
+    pub(super) fn disk_completed(&mut self, now: Now, completion: DiskCompletion) {
+        self.now = now;
+        if completion.id.is_foreign() {
+            return self.run_op_completed(completion);
+        }
         self.log.on_completion(completion);
         self.notice_failure();
         if self.failure.is_some() {
@@ -206,6 +224,27 @@ impl LoggedShard {
         }
     }
 
+    fn run_op_completed(&mut self, completion: DiskCompletion) {
+        if self.failure.is_some() {
+            return;
+        }
+        let DiskCompletion { id, result, buf } = completion;
+        let ticket = RunTicket(id.0 & !OpId::FOREIGN_BIT);
+        let bytes = result.map(|()| buf.map_or_else(Vec::new, |buf| buf.to_vec()));
+        self.shard.run_op_done(self.now, ticket, bytes, &mut self.effects);
+        if let Some(damage) = self.shard.run_damage() {
+            self.fail(ShardFailure::Run(damage.to_string()));
+        }
+    }
+
+    /// Nothing that was decided since the last durable block may be seen outside.
+    fn fail(&mut self, failure: ShardFailure) {
+        self.failure = Some(failure);
+        self.effects = Effects::default();
+        self.run_ops.clear();
+        self.in_flight.clear();
+    }
+
     fn notice_failure(&mut self) {
         let Some(error @ (LogError::Poisoned | LogError::Fenced | LogError::Corrupt { .. })) =
             self.log.error()
@@ -214,10 +253,7 @@ impl LoggedShard {
         };
         if self.failure.is_none() {
             let cause = self.log.poison_cause().map(ToString::to_string).unwrap_or_default();
-            self.failure = Some(ShardFailure::Log(error, cause));
-            // Nothing that was decided since the last durable block may be seen outside.
-            self.effects = Effects::default();
-            self.in_flight.clear();
+            self.fail(ShardFailure::Log(error, cause));
         }
     }
 
@@ -254,6 +290,7 @@ impl LoggedShard {
     /// Frees what the log no longer needs, and decides whether its oldest segment is to be emptied.
     fn trim(&mut self) {
         self.log.trim(BlockSeq(self.shard.releasable()));
+        self.shard.log_trimmed(self.log.trimmed_through().0, &mut self.effects);
         if self.now.mono >= self.heal_at {
             self.heal_at = self.now.mono.plus_ms(HEAL_EVERY_MS);
             self.log.heal();
@@ -331,6 +368,25 @@ impl LoggedShard {
         let trim = busy.then_some(self.trim_at);
         next.mono = [next.mono, seal, trim].into_iter().flatten().min();
         next
+    }
+}
+
+/// What is wanted of a run's file, as an operation on the shard's directory.
+fn disk_op(ticket: RunTicket, op: RunOp) -> DiskOp {
+    let id = OpId(ticket.0 | OpId::FOREIGN_BIT);
+    match op {
+        RunOp::Create { run } => DiskOp::Create { id, file: FileId::Run(run.0), size_bytes: 0 },
+        RunOp::Write { run, offset, bytes } => {
+            let mut buf = AlignedBuf::new();
+            buf.extend_from_slice(&bytes);
+            DiskOp::Write { id, file: FileId::Run(run.0), offset, buf }
+        }
+        RunOp::Read { run, offset, len } => {
+            let mut buf = AlignedBuf::new();
+            buf.set_len_stale(len);
+            DiskOp::Read { id, file: FileId::Run(run.0), offset, buf }
+        }
+        RunOp::Remove { run } => DiskOp::Remove { id, file: FileId::Run(run.0) },
     }
 }
 

@@ -205,7 +205,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     pub fn disk_completed(&mut self, now: Now, shard: ShardId, completion: DiskCompletion) {
         self.inside.now = now;
         if let Some(logged) = self.inside.logged_mut(shard) {
-            logged.disk_completed(completion);
+            logged.disk_completed(now, completion);
         }
         self.inside.drain_shard(shard);
         self.settle(now);

@@ -1,5 +1,6 @@
 //! Log records: what parses can be walked to its end, and says the same after it was written again.
 
+use escapement_engine::far::RunId;
 use escapement_engine::record::{Record, RecordWriter, TaskProgress, published_events, records};
 use escapement_protocol::event::{Due, EventSpec};
 use escapement_protocol::{
@@ -24,6 +25,13 @@ pub fn engine_record(input: &[u8]) {
                     other => panic!("a completion read back as {other:?}"),
                 });
                 assert!(parts.flat_map(|part| part.iter()).eq(sequences.iter()));
+            }
+            (
+                Record::Moved { run, first_block, block_count, sequences },
+                [Record::Moved { run: of, first_block: first, block_count: count, sequences: again }],
+            ) => {
+                assert_eq!((run, first_block, block_count), (of, first, count));
+                assert!(again.iter().eq(sequences.iter()));
             }
             (record, [read]) => assert_eq!(read, record),
             (record, read) => panic!("{record:?} was written as {} records", read.len()),
@@ -65,6 +73,17 @@ fn written(record: &Record<'_>) -> Vec<u8> {
             writer.subscription(id, version, topic, settings);
         }
         Record::Mark { next_sequence } => writer.mark(next_sequence),
+        Record::Run { run, closed, moved, loaded, as_of, size_bytes } => {
+            writer.run(run, closed, moved, loaded, as_of, size_bytes);
+        }
+        Record::Moved { run, first_block, block_count, sequences } => {
+            let sequences: Vec<_> = sequences.iter().collect();
+            writer.moved(run, first_block, block_count, &sequences);
+        }
+        Record::Loaded { run, first_block, block_count } => writer.loaded(run, first_block, block_count),
+        Record::CancelledInRun { run, events } => {
+            writer.cancelled_in_run(run, events.iter().collect::<Vec<_>>().into_iter());
+        }
     }
     out
 }
@@ -125,6 +144,12 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         &far_apart,
     );
 
+    let run = RunId(7);
+    let (mut moved, mut cancelled) = (Vec::new(), Vec::new());
+    RecordWriter::new(&mut moved, &mut 0).moved(run, 0, 2, &far_apart);
+    let key = (now, Sequence(41));
+    RecordWriter::new(&mut cancelled, &mut 0).cancelled_in_run(run, [key].into_iter());
+
     let mut seeds = vec![
         ("published", written(&published)),
         ("relocated", written(&relocated)),
@@ -133,6 +158,13 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("topic", written(&named)),
         ("subscription", written(&subscribed)),
         ("mark", written(&mark)),
+        (
+            "run",
+            written(&Record::Run { run, closed: true, moved: 3, loaded: 3, as_of: 9, size_bytes: 4_096 }),
+        ),
+        ("moved", moved),
+        ("loaded", written(&Record::Loaded { run, first_block: 1, block_count: 2 })),
+        ("cancelled-in-run", cancelled),
     ];
     let all = seeds.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
     seeds.push(("every-record", all));

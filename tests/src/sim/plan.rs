@@ -67,6 +67,10 @@ pub(super) struct Plan {
     pub(super) fuse_max: u64,
     pub(super) cancels: bool,
     pub(super) memory_bytes_max: usize,
+    /// How far ahead of their time events are kept in memory, in ms.
+    pub(super) horizon_ms: u64,
+    /// Bytes of far-future events that make a run.
+    pub(super) run_size_bytes: usize,
     /// Whether clients speak QUIC, over datagrams, or below it, over streams.
     pub(super) quic: bool,
 }
@@ -144,6 +148,9 @@ impl Plan {
             log_size_bytes_max: pick(rng, &[8, 12, 24]) * segment_size_bytes,
             ..tiny
         };
+        // Of its own numbers: what was drawn before there were runs stays as it was.
+        let mut own = Rng::new(seed ^ 0x6661_7220_7275_6e73);
+        let horizon_ms = pick(&mut own, &[u64::MAX >> 16, 15 * 60_000, 1_000, 200, 30]);
         Plan {
             shards,
             cores,
@@ -171,6 +178,8 @@ impl Plan {
             fuse_max: pick(rng, &[8, 60, 300, 1_000]),
             cancels: rng.one_in(2),
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
+            horizon_ms,
+            run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),
             quic: seed % QUIC_ONE_IN == QUIC_ONE_IN - 1,
         }
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use escapement_engine::{Effects, Shard, ShardConfig, newest_control};
+use escapement_engine::{Shard, ShardConfig, newest_control};
 use escapement_node::core::{Core, CoreConfig, core_of};
 use escapement_node::io::WallClock;
-use escapement_protocol::{Epoch, ShardId};
+use escapement_node::runs::{RunDirectory, remove_left_over};
+use escapement_protocol::{Epoch, Sequence, ShardId};
 use escapement_router::Credit;
 use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
 use escapement_wal::memory::{Faults, MemDisk, Rng};
@@ -179,6 +180,8 @@ impl World {
             memory_bytes_max: self.plan.memory_bytes_max,
             admission_per_s: 0,
             block_size_bytes_max: self.plan.wal.records_size_bytes_max(),
+            horizon_ms: self.plan.horizon_ms,
+            run_size_bytes: self.plan.run_size_bytes,
             batch_count_max: self.plan.batch_count_max,
             seed: self.seed ^ u64::from(shard),
         }
@@ -206,7 +209,8 @@ impl World {
         }
         let before = twice.then(|| state.disk.clone());
         let mut state_shard = Shard::new(config.clone());
-        let mut effects = Effects::default();
+        let mut runs = RunDirectory(state.disk.clone());
+        runs.0.set_faults(Faults::default());
         let mut faults: Vec<String> = Vec::new();
         let mut seen: Vec<(u64, u64)> = Vec::new();
         let mut own_blocks: Vec<u64> = Vec::new();
@@ -232,7 +236,7 @@ impl World {
                 own_blocks.push(block.seq.0);
             }
             let mut apply = |seq: u64, records: &[u8]| {
-                if let Err(error) = state_shard.apply_block(seq, records, &mut effects) {
+                if let Err(error) = state_shard.replay_block(seq, records, &mut runs) {
                     faults.push(format!("block {seq}: {error}"));
                 }
             };
@@ -257,6 +261,9 @@ impl World {
             Err(OpenError::Io { .. }) => return Err(NoStart::Crashed),
             Err(error) => return Err(NoStart::Refused(error.to_string())),
         };
+        if let Err(error) = state_shard.replayed() {
+            faults.push(error.to_string());
+        }
         compare(&state_shard, &mut faults);
         for seq in own_blocks.iter().filter(|seq| at_crash.is_none_or(|(durable, _)| **seq > durable)) {
             // A recovery that was cut short has put the opening of its epoch where a lost block was.
@@ -279,7 +286,18 @@ impl World {
             "shard {shard} recovered blocks {} to {} under epoch {}, {:?}",
             report.first, report.last, report.epoch.0, report.end
         ));
-        self.judge.recovered(ShardId(shard), |sequence| state_shard.event(sequence).is_some());
+        let far: BTreeSet<Sequence> = match state_shard.far_events(&mut runs) {
+            Ok(events) => events.into_iter().map(|(_, sequence)| sequence).collect(),
+            Err(error) => return Err(NoStart::Refused(error.to_string())),
+        };
+        if far.len() as u64 != state_shard.stats().far {
+            return Err(NoStart::Refused("events in runs are not counted rightly".into()));
+        }
+        let is_pending = |sequence| state_shard.event(sequence).is_some() || far.contains(&sequence);
+        self.judge.recovered(ShardId(shard), is_pending);
+        if remove_left_over(&mut self.disks[usize::from(shard)].disk, &state_shard).is_err() {
+            return Err(NoStart::Crashed);
+        }
         Ok(Recovered { shard: state_shard, log, report })
     }
 
@@ -293,10 +311,10 @@ impl World {
         disk.set_faults(Faults::default());
         for round in 0..2 {
             let mut shard = Shard::new(config.clone());
-            let mut effects = Effects::default();
+            let mut runs = RunDirectory(disk.clone());
             let mut error = None;
             let opened = open(&mut disk, identity, &self.plan.wal, &mut |block| {
-                error = error.take().or(shard.apply_block(block.seq.0, block.records, &mut effects).err());
+                error = error.take().or(shard.replay_block(block.seq.0, block.records, &mut runs).err());
             });
             if let Err(error) = opened {
                 return Err(NoStart::Refused(format!("recovered again, round {round}: {error}")));
