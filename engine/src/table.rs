@@ -1,14 +1,35 @@
-//! The pending events of a shard, by sequence: a paged array, because sequences are dense when new and
-//! die roughly in order.
+//! The pending events of a shard, by sequence.
+//!
+//! Sequences are dense when new and die roughly in order, but what is due in months stays when its neighbours have
+//! gone, and events are also loaded back into stretches that were empty. So an event costs about its [`Entry`] whether
+//! its neighbours are pending or not: pages of 1,024 sequences hold only what is there ([`page`]), and pages are found
+//! through leaves where they are dense and through an ordered map where they are rare. No operation is proportional
+//! to more than a page or a leaf; nothing depends on the distance between the oldest event and the newest.
 
-use std::collections::VecDeque;
+mod page;
+
+use std::collections::BTreeMap;
 
 use escapement_protocol::{Sequence, TopicId, WallMs};
 
 use crate::payload::Location;
+use page::{PAGE_BITS, PAGE_LEN, Page};
 
-const PAGE_BITS: u32 = 10;
-const PAGE_LEN: usize = 1 << PAGE_BITS;
+const LEAF_BITS: u32 = 5;
+const LEAF_LEN: usize = 1 << LEAF_BITS;
+
+/// Places for leaves: of 2,048, the newest 67 million sequences have one each.
+const LEAVES: usize = 2_048;
+
+/// A leaf that is not the newest and has no more pages than these costs more than they do in the map.
+const LEAF_PAGES_FEW: usize = 4;
+
+/// Rooms kept for the next pages.
+const SPARE_MAX: usize = 8;
+
+/// What a page takes in the map at the most: a node has room for 11, takes 288 bytes at the most, and all but the
+/// topmost hold at least 5.
+const MAPPED_SIZE_BYTES: usize = 288 / 5;
 
 /// What is kept in memory of one pending event, besides its bytes: 24 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,28 +47,48 @@ pub(crate) struct Entry {
 const VACANT: Entry =
     Entry { due: WallMs(u64::MAX), location: Location::NOWHERE, topic: TopicId(0), block: 0 };
 
-#[derive(Debug)]
-struct Page {
-    live: u32,
-    entries: Box<[Entry; PAGE_LEN]>,
-}
-
-impl Page {
-    fn new() -> Page {
-        let entries = vec![VACANT; PAGE_LEN].into_boxed_slice();
-        Page { live: 0, entries: entries.try_into().expect("a page's length") }
+impl Entry {
+    #[inline]
+    fn is_vacant(&self) -> bool {
+        self.due == VACANT.due
     }
 }
 
-/// Pending events by sequence. Lookup, insert and remove are O(1); memory follows the pages that hold live events.
+/// The pages of 32,768 neighbouring sequences.
+#[derive(Debug)]
+struct Leaf {
+    number: u64,
+    page_count: usize,
+    pages: [Option<Box<Page>>; LEAF_LEN],
+}
+
+/// Pending events by sequence. Lookup, insert and remove take constant time where sequences are dense, and time
+/// logarithmic in the number of pages elsewhere.
 #[derive(Debug, Default)]
 pub(crate) struct EventTable {
-    pages: VecDeque<Option<Page>>,
-    /// Page number of `pages[0]`.
-    base: u64,
+    /// Empty, or of [`LEAVES`] places: a leaf is at its number modulo that. Made for new sequences only.
+    leaves: Vec<Option<Box<Leaf>>>,
+    /// The pages that have no leaf, by number.
+    elsewhere: BTreeMap<u64, Box<Page>>,
+    /// Number of the newest page. It is always there once there were events, and keeps its room to the end.
+    newest: u64,
     len: usize,
-    spare: Vec<Page>,
-    page_count: usize,
+    spare: Vec<Vec<Entry>>,
+    leaf_count: usize,
+    pages_size_bytes: usize,
+}
+
+fn leaf_place(leaf: u64) -> usize {
+    leaf as usize % LEAVES
+}
+
+fn page_place(page: u64) -> usize {
+    page as usize % LEAF_LEN
+}
+
+/// Number of the page, and position in it.
+fn split(sequence: Sequence) -> (u64, u16) {
+    (sequence.0 >> PAGE_BITS, (sequence.0 % PAGE_LEN as u64) as u16)
 }
 
 impl EventTable {
@@ -60,22 +101,42 @@ impl EventTable {
     /// Bytes held.
     #[must_use]
     pub(crate) fn memory_bytes(&self) -> usize {
-        (self.page_count + self.spare.len()) * PAGE_LEN * size_of::<Entry>()
-            + self.pages.capacity() * size_of::<Option<Page>>()
+        self.pages_size_bytes
+            + self.leaves.capacity() * size_of::<Option<Box<Leaf>>>()
+            + self.leaf_count * size_of::<Leaf>()
+            + self.elsewhere.len() * MAPPED_SIZE_BYTES
+            + self.spare.len() * PAGE_LEN * size_of::<Entry>()
     }
 
-    fn position(&self, sequence: Sequence) -> Option<(usize, usize)> {
-        let page = (sequence.0 >> PAGE_BITS).checked_sub(self.base)?;
-        Some((usize::try_from(page).ok()?, sequence.0 as usize & (PAGE_LEN - 1)))
+    #[inline]
+    fn page(&self, number: u64) -> Option<&Page> {
+        let leaf = number >> LEAF_BITS;
+        match self.leaves.get(leaf_place(leaf)) {
+            Some(Some(there)) if there.number == leaf => there.pages[page_place(number)].as_deref(),
+            _ => self.elsewhere.get(&number).map(|page| &**page),
+        }
+    }
+
+    #[inline]
+    fn leaf_mut(&mut self, leaf: u64) -> Option<&mut Leaf> {
+        self.leaves.get_mut(leaf_place(leaf))?.as_deref_mut().filter(|there| there.number == leaf)
+    }
+
+    #[inline]
+    fn page_mut(&mut self, number: u64) -> Option<&mut Page> {
+        let leaf = number >> LEAF_BITS;
+        match self.leaves.get_mut(leaf_place(leaf)) {
+            Some(Some(there)) if there.number == leaf => there.pages[page_place(number)].as_deref_mut(),
+            _ => self.elsewhere.get_mut(&number).map(|page| &mut **page),
+        }
     }
 
     /// The entry of `sequence`.
     #[must_use]
     #[inline]
     pub(crate) fn get(&self, sequence: Sequence) -> Option<&Entry> {
-        let (page, at) = self.position(sequence)?;
-        let entry = &self.pages.get(page)?.as_ref()?.entries[at];
-        (entry.due != VACANT.due).then_some(entry)
+        let (number, at) = split(sequence);
+        self.page(number)?.entry(at)
     }
 
     /// Reads a little of each entry, so that the cache misses of a batch overlap instead of following one another.
@@ -87,113 +148,160 @@ impl EventTable {
     /// The entry of `sequence`, to be changed.
     #[must_use]
     pub(crate) fn get_mut(&mut self, sequence: Sequence) -> Option<&mut Entry> {
-        let (page, at) = self.position(sequence)?;
-        let entry = &mut self.pages.get_mut(page)?.as_mut()?.entries[at];
-        (entry.due != VACANT.due).then_some(entry)
+        let (number, at) = split(sequence);
+        self.page_mut(number)?.entry_mut(at)
     }
 
     /// Inserts; returns the entry that was there before.
+    #[inline]
     pub(crate) fn insert(&mut self, sequence: Sequence, entry: Entry) -> Option<Entry> {
-        let number = sequence.0 >> PAGE_BITS;
-        if self.pages.is_empty() {
-            self.base = number;
+        let (number, at) = split(sequence);
+        if let Some(page) = self.page_mut(number)
+            && page.push(at, entry)
+        {
+            self.len += 1;
+            return None;
         }
-        while number < self.base {
-            self.pages.push_front(None);
-            self.base -= 1;
+        self.insert_anywhere(number, at, entry)
+    }
+
+    fn insert_anywhere(&mut self, number: u64, at: u16, entry: Entry) -> Option<Entry> {
+        if self.page(number).is_none() {
+            self.add_page(number);
         }
-        let index = (number - self.base) as usize;
-        while self.pages.len() <= index {
-            self.pages.push_back(None);
+        let is_newest = number == self.newest;
+        let page = self.page_mut(number).expect("just made, if it was not there");
+        let had = page.memory_bytes();
+        let before = page.insert(at, entry);
+        if !is_newest {
+            page.settle();
         }
-        let spare = &mut self.spare;
-        let page_count = &mut self.page_count;
-        let page = self.pages[index].get_or_insert_with(|| {
-            *page_count += 1;
-            spare.pop().unwrap_or_else(Page::new)
-        });
-        let slot = &mut page.entries[sequence.0 as usize & (PAGE_LEN - 1)];
-        let before = std::mem::replace(slot, entry);
-        if before.due != VACANT.due {
-            return Some(before);
-        }
-        page.live += 1;
-        self.len += 1;
-        None
+        let has = page.memory_bytes();
+        self.pages_size_bytes = self.pages_size_bytes + has - had;
+        self.len += usize::from(before.is_none());
+        before
     }
 
     /// Removes and returns the entry.
     pub(crate) fn remove(&mut self, sequence: Sequence) -> Option<Entry> {
-        let (index, at) = self.position(sequence)?;
-        let slot = self.pages.get_mut(index)?;
-        let page = slot.as_mut()?;
-        let entry = std::mem::replace(&mut page.entries[at], VACANT);
-        if entry.due == VACANT.due {
-            return None;
+        let (number, at) = split(sequence);
+        let page = self.page_mut(number)?;
+        let entry = page.remove(at)?;
+        if page.is_sparse() {
+            self.tidy(number);
         }
-        page.live -= 1;
         self.len -= 1;
-        if page.live == 0 {
-            self.page_count -= 1;
-            let page = slot.take();
-            if self.spare.len() < 64 {
-                self.spare.extend(page);
-            }
-            while let Some(None) = self.pages.front() {
-                self.pages.pop_front();
-                self.base += 1;
-            }
-        }
         Some(entry)
     }
 
-    /// All entries by ascending sequence.
+    /// Gives up what a page holds in vain. The newest has its room for what comes, and is cleared when it is empty.
+    fn tidy(&mut self, number: u64) {
+        let is_newest = number == self.newest;
+        let page = self.page_mut(number).expect("a page to tidy");
+        let had = page.memory_bytes();
+        let mut room = Vec::new();
+        match (page.is_empty(), is_newest) {
+            (true, true) => page.clear(),
+            (true, false) => return self.drop_page(number),
+            (false, _) => room = page.compact(),
+        }
+        let has = page.memory_bytes();
+        self.pages_size_bytes = self.pages_size_bytes + has - had;
+        self.keep_room(room);
+    }
+
+    fn keep_room(&mut self, room: Vec<Entry>) {
+        if room.capacity() == PAGE_LEN && self.spare.len() < SPARE_MAX {
+            self.spare.push(room);
+        }
+    }
+
+    fn add_page(&mut self, number: u64) {
+        let is_first = self.leaves.is_empty();
+        if is_first {
+            self.leaves.resize_with(LEAVES, || None);
+        }
+        let mut room = Vec::new();
+        if is_first || number > self.newest {
+            let settled = std::mem::replace(&mut self.newest, number);
+            if !is_first {
+                let page = self.page_mut(settled).expect("the newest page is always there");
+                page.settle();
+                if page.is_empty() || page.is_sparse() || page.is_roomy() {
+                    self.tidy(settled);
+                }
+                self.drop_if_few(settled >> LEAF_BITS);
+            }
+            self.make_leaf(number >> LEAF_BITS);
+            room = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PAGE_LEN));
+        }
+        let page = Box::new(Page::new(room));
+        self.pages_size_bytes += page.memory_bytes();
+        if let Some(leaf) = self.leaf_mut(number >> LEAF_BITS) {
+            leaf.pages[page_place(number)] = Some(page);
+            leaf.page_count += 1;
+        } else {
+            self.elsewhere.insert(number, page);
+        }
+    }
+
+    /// Makes a leaf if there is none of this number. The one in its place is older, and its pages go to the map.
+    fn make_leaf(&mut self, number: u64) {
+        let place = leaf_place(number);
+        match &self.leaves[place] {
+            Some(leaf) if leaf.number == number => return,
+            Some(_) => self.drop_leaf(place),
+            None => {}
+        }
+        self.leaves[place] = Some(Box::new(Leaf { number, page_count: 0, pages: Default::default() }));
+        self.leaf_count += 1;
+    }
+
+    fn drop_leaf(&mut self, place: usize) {
+        let Some(leaf) = self.leaves[place].take() else { return };
+        self.leaf_count -= 1;
+        let numbers = leaf.number << LEAF_BITS..;
+        let pages = numbers.zip(leaf.pages).filter_map(|(number, page)| Some((number, page?)));
+        self.elsewhere.extend(pages);
+    }
+
+    fn drop_page(&mut self, number: u64) {
+        let leaf_number = number >> LEAF_BITS;
+        let page = if let Some(leaf) = self.leaf_mut(leaf_number) {
+            leaf.page_count -= 1;
+            let page = leaf.pages[page_place(number)].take();
+            self.drop_if_few(leaf_number);
+            page
+        } else {
+            self.elsewhere.remove(&number)
+        };
+        let page = page.expect("a page to drop");
+        self.pages_size_bytes -= page.memory_bytes();
+        self.keep_room(page.into_room());
+    }
+
+    fn drop_if_few(&mut self, leaf: u64) {
+        let is_newest = leaf == self.newest >> LEAF_BITS;
+        if self.leaf_mut(leaf).is_some_and(|leaf| leaf.page_count <= LEAF_PAGES_FEW) && !is_newest {
+            self.drop_leaf(leaf_place(leaf));
+        }
+    }
+
+    /// All entries by ascending sequence. Takes time to sort the pages: for recovery and checks.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Sequence, &Entry)> {
-        self.pages.iter().enumerate().filter_map(|(i, page)| page.as_ref().map(|p| (i, p))).flat_map(
-            move |(i, page)| {
-                let first = (self.base + i as u64) << PAGE_BITS;
-                page.entries
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, entry)| entry.due != VACANT.due)
-                    .map(move |(at, entry)| (Sequence(first + at as u64), entry))
-            },
-        )
+        let in_leaves = self.leaves.iter().flatten().flat_map(|leaf| {
+            let numbered = (leaf.number << LEAF_BITS..).zip(&leaf.pages);
+            numbered.filter_map(|(number, page)| Some((number, page.as_deref()?)))
+        });
+        let elsewhere = self.elsewhere.iter().map(|(number, page)| (*number, &**page));
+        let mut pages: Vec<_> = in_leaves.chain(elsewhere).collect();
+        pages.sort_unstable_by_key(|(number, _)| *number);
+        pages.into_iter().flat_map(|(number, page)| {
+            let first = number << PAGE_BITS;
+            page.iter().map(move |(at, entry)| (Sequence(first + u64::from(at)), entry))
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    #[test]
-    fn the_table_behaves_like_an_ordered_map() {
-        let mut table = EventTable::default();
-        let mut model = BTreeMap::new();
-        let mut state = 7u64;
-        for step in 0..200_000u64 {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let sequence = Sequence(1 + (state >> 33) % 9_000 + step / 50);
-            if state & 3 != 0 {
-                let entry = Entry {
-                    due: WallMs(step),
-                    location: Location::new(step as u32, 8, 8),
-                    topic: TopicId(1),
-                    block: 2,
-                };
-                assert_eq!(table.insert(sequence, entry), model.insert(sequence, entry));
-            } else {
-                assert_eq!(table.remove(sequence), model.remove(&sequence));
-            }
-            assert_eq!(table.len(), model.len());
-        }
-        assert!(table.iter().map(|(s, e)| (s, *e)).eq(model.iter().map(|(s, e)| (*s, *e))));
-        for sequence in model.keys() {
-            assert_eq!(table.get(*sequence), model.get(sequence));
-            table.remove(*sequence);
-        }
-        assert_eq!(table.len(), 0);
-        assert_eq!(table.page_count, 0);
-    }
-}
+mod tests;
