@@ -277,10 +277,11 @@ impl Page {
     /// be replaced. Does not branch on what is vacant, as that is as good as random.
     fn squeeze(&mut self) -> [u16; PAGE_LEN] {
         let mut positions = self.index.positions();
+        let entries = &mut self.entries[..];
         let mut live = 0;
-        for slot in 0..self.entries.len() {
-            let entry = self.entries[slot];
-            self.entries[live] = entry;
+        for slot in 0..entries.len().min(PAGE_LEN) {
+            let entry = entries[slot];
+            entries[live] = entry;
             positions[live] = positions[slot];
             live += usize::from(!entry.is_vacant());
         }
@@ -288,29 +289,33 @@ impl Page {
         positions
     }
 
-    /// Gives the page exactly the room that its live entries take, and returns the room that it had. At least one
-    /// entry is live.
+    /// Gives the page just the room that its live entries take, or a run with few holes; returns the room that it had.
+    /// At least one entry is live.
     pub(super) fn compact(&mut self) -> Vec<Entry> {
-        let positions = self.squeeze();
-        let positions = &positions[..self.entries.len()];
-        let (first, last) = (positions[0], positions[positions.len() - 1]);
-        let span = usize::from(last - first) + 1;
-        let holes = span - positions.len();
-        let is_run = holes <= span / HOLES_SHARE;
-        let entries = if is_run && holes > 0 {
-            let mut entries = Vec::with_capacity(span);
-            for (at, entry) in positions.iter().zip(&self.entries) {
-                entries.resize(usize::from(at - first), VACANT);
-                entries.push(*entry);
-            }
-            entries
+        let entries = if let Some((first, run)) = self.run() {
+            self.index = Index::Run(first);
+            run
         } else {
+            let positions = self.squeeze();
+            let positions = &positions[..self.entries.len()];
+            let (first, last) = (positions[0], positions[positions.len() - 1]);
+            let is_run = usize::from(last - first) < positions.len();
+            self.index = if is_run { Index::Run(first) } else { Index::of(positions) };
             self.entries.clone()
         };
-        self.index = if is_run { Index::Run(first) } else { Index::of(positions) };
         let room = std::mem::replace(&mut self.entries, entries);
         self.settle();
         room
+    }
+
+    /// What is left of a run if its ends are vacant and little else, as when events end in the order of publish.
+    fn run(&self) -> Option<(u16, Vec<Entry>)> {
+        let Index::Run(first) = self.index else { return None };
+        let start = self.entries.iter().position(|entry| !entry.is_vacant())?;
+        let end = self.entries.iter().rposition(|entry| !entry.is_vacant())? + 1;
+        let hole_count = end - start - usize::from(self.live);
+        let is_run = hole_count <= (end - start) / HOLES_SHARE;
+        is_run.then(|| (first + start as u16, self.entries[start..end].to_vec()))
     }
 
     /// The room of a page that is given up.
