@@ -1,25 +1,32 @@
 //! Storage of a slot's entries: chunks of 64 entries from one pool, so that a slot grows without
-//! copying, an empty slot costs 8 bytes, and a dense wheel costs 8.1 bytes an entry.
+//! copying, an empty slot costs 12 bytes, and a dense wheel costs 8.1 bytes an entry.
 
 /// Entries of one chunk: 512 bytes, long enough for the processor to read ahead.
 pub(super) const CHUNK_ENTRIES: usize = 64;
 
-/// Chunks allocated together: 64 KiB.
-const PAGE_CHUNKS: usize = 128;
+/// Chunks allocated together: 256 KiB.
+const PAGE_CHUNKS: usize = 512;
 
-/// No chunk. Numbers of chunks count from 1, so that zeroed memory is a valid empty slot.
-const NONE: u32 = 0;
+const PAGE_ENTRIES: usize = PAGE_CHUNKS * CHUNK_ENTRIES;
+
+/// No chunk: ends the free list.
+const NONE: u32 = u32::MAX;
 
 struct Page {
-    entries: [[u64; CHUNK_ENTRIES]; PAGE_CHUNKS],
-    /// Of each chunk the next older one of its slot, or of the free list.
-    next: [u32; PAGE_CHUNKS],
+    /// Zeroed by the allocator, so that a fresh page costs its first touch only.
+    entries: Box<[u64; PAGE_ENTRIES]>,
+    /// Of each chunk the next newer one of its slot, or the next of the free list.
+    next: Box<[u32; PAGE_CHUNKS]>,
 }
 
-/// A stack of entries. All chunks but the newest are full, so the count also says where the newest ends.
+/// A queue of entries, oldest first. Entries are numbered through all pages, 64 to a chunk; a slot without
+/// entries holds no chunk.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Slot {
-    newest: u32,
+    /// Where the oldest entry is.
+    oldest: u32,
+    /// After the newest entry. At a chunk's border, the next entry needs a new chunk.
+    end: u32,
     count: u32,
 }
 
@@ -29,86 +36,132 @@ impl Slot {
     }
 }
 
-#[derive(Default)]
 pub(super) struct Chunks {
-    pages: Vec<Box<Page>>,
+    pages: Vec<Page>,
     free: u32,
 }
 
+impl Default for Chunks {
+    fn default() -> Self {
+        Chunks { pages: Vec::new(), free: NONE }
+    }
+}
+
 impl Chunks {
-    #[inline]
-    fn page(&mut self, chunk: u32) -> (&mut Page, usize) {
-        let index = chunk as usize - 1;
-        (&mut self.pages[index / PAGE_CHUNKS], index % PAGE_CHUNKS)
+    fn next_of(&mut self, chunk: u32) -> &mut u32 {
+        let at = chunk as usize;
+        &mut self.pages[at / PAGE_CHUNKS].next[at % PAGE_CHUNKS]
     }
 
-    /// A chunk on top of `below`.
-    fn take(&mut self, below: u32) -> u32 {
+    /// Gives a slot a chunk for its next entries, and answers where it begins.
+    fn lengthen(&mut self, slot: &mut Slot) -> u32 {
         if self.free == NONE {
             self.grow();
         }
         let chunk = self.free;
-        let (page, at) = self.page(chunk);
-        self.free = std::mem::replace(&mut page.next[at], below);
-        chunk
+        self.free = *self.next_of(chunk);
+        let begin = chunk * CHUNK_ENTRIES as u32;
+        if slot.count == 0 {
+            slot.oldest = begin;
+        } else {
+            *self.next_of((slot.end - 1) / CHUNK_ENTRIES as u32) = chunk;
+        }
+        begin
     }
 
     #[cold]
     fn grow(&mut self) {
-        let first = self.pages.len() * PAGE_CHUNKS + 1;
-        assert!(first + PAGE_CHUNKS <= u32::MAX as usize, "fewer than 2^32 chunks: 2 TiB of entries");
+        let first = self.pages.len() * PAGE_CHUNKS;
+        let end = first + PAGE_CHUNKS;
+        assert!(end * CHUNK_ENTRIES <= u32::MAX as usize, "fewer than 2^32 entries: 32 GiB");
         // The last one ends the list.
-        let next = |at: usize| if at == PAGE_CHUNKS - 1 { NONE } else { (first + at) as u32 + 1 };
-        let page = Page { entries: [[0; CHUNK_ENTRIES]; PAGE_CHUNKS], next: std::array::from_fn(next) };
-        self.pages.push(Box::new(page));
+        let next = |at: usize| if first + at + 1 == end { NONE } else { (first + at) as u32 + 1 };
+        let entries = vec![0; PAGE_ENTRIES].into_boxed_slice();
+        let Ok(entries) = entries.try_into() else { unreachable!("it was made with this length") };
+        self.pages.push(Page { entries, next: Box::new(std::array::from_fn(next)) });
         self.free = first as u32;
     }
 
     #[inline]
     pub(super) fn push(&mut self, slot: &mut Slot, entry: u64) {
-        let at = slot.count as usize % CHUNK_ENTRIES;
-        if at == 0 {
-            slot.newest = self.take(slot.newest);
+        let mut at = slot.end;
+        if at.is_multiple_of(CHUNK_ENTRIES as u32) {
+            at = self.lengthen(slot);
         }
-        let (page, chunk) = self.page(slot.newest);
-        page.entries[chunk][at] = entry;
+        self.pages[at as usize / PAGE_ENTRIES].entries[at as usize % PAGE_ENTRIES] = entry;
+        slot.end = at + 1;
         slot.count += 1;
     }
 
-    /// Takes up to `most` of the newest entries, as many as one chunk gives. They come in the order of
+    /// A slot's oldest entries, as many as one chunk gives, in the order of their insertion. None where the
+    /// slot is empty.
+    #[inline]
+    fn oldest(&self, slot: Slot) -> &[u64] {
+        if slot.count == 0 {
+            return &[];
+        }
+        let at = slot.oldest as usize % PAGE_ENTRIES;
+        let count = (CHUNK_ENTRIES - at % CHUNK_ENTRIES).min(slot.len());
+        &self.pages[slot.oldest as usize / PAGE_ENTRIES].entries[at..at + count]
+    }
+
+    /// Removes the first `count` of what [`Chunks::oldest`] answers.
+    #[inline]
+    fn drop_oldest(&mut self, slot: &mut Slot, count: usize) {
+        let chunk = slot.oldest / CHUNK_ENTRIES as u32;
+        slot.oldest += count as u32;
+        slot.count -= count as u32;
+        let is_empty = slot.count == 0;
+        if is_empty || slot.oldest.is_multiple_of(CHUNK_ENTRIES as u32) {
+            let free = self.free;
+            let newer = std::mem::replace(self.next_of(chunk), free);
+            self.free = chunk;
+            if is_empty {
+                *slot = Slot::default();
+            } else {
+                slot.oldest = newer * CHUNK_ENTRIES as u32;
+            }
+        }
+    }
+
+    /// Takes a slot's oldest entries: up to `most`, as many as one chunk gives. They come in the order of
     /// their insertion; none where the slot is empty or `most` is 0.
     #[inline]
-    pub(super) fn pop<'a>(
+    pub(super) fn take<'a>(
         &mut self,
         slot: &mut Slot,
         most: usize,
         into: &'a mut [u64; CHUNK_ENTRIES],
     ) -> &'a [u64] {
-        if slot.count == 0 || most == 0 {
-            return &[];
-        }
-        let held = (slot.count as usize - 1) % CHUNK_ENTRIES + 1;
-        let taken = held.min(most);
-        let (free, newest) = (self.free, slot.newest);
-        let (page, chunk) = self.page(newest);
-        let into = &mut into[..taken];
-        into.copy_from_slice(&page.entries[chunk][held - taken..held]);
-        slot.count -= taken as u32;
-        if taken == held {
-            slot.newest = std::mem::replace(&mut page.next[chunk], free);
-            self.free = newest;
+        let entries = self.oldest(*slot);
+        let count = entries.len().min(most);
+        let into = &mut into[..count];
+        into.copy_from_slice(&entries[..count]);
+        if count > 0 {
+            self.drop_oldest(slot, count);
         }
         into
     }
 
+    /// Empties a slot, and hands its entries over in the order of their insertion.
+    #[inline]
+    pub(super) fn drain(&mut self, slot: &mut Slot, mut over: impl FnMut(&[u64])) {
+        while slot.count > 0 {
+            let entries = self.oldest(*slot);
+            let count = entries.len();
+            over(entries);
+            self.drop_oldest(slot, count);
+        }
+    }
+
     /// Gives all memory back. Only while no slot holds an entry.
     pub(super) fn release(&mut self) {
-        self.pages = Vec::new();
-        self.free = NONE;
+        *self = Chunks::default();
     }
 
     /// Bytes held, those of free chunks included.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.pages.len() * size_of::<Page>() + self.pages.capacity() * size_of::<Box<Page>>()
+        let page = PAGE_ENTRIES * size_of::<u64>() + PAGE_CHUNKS * size_of::<u32>();
+        self.pages.len() * page + self.pages.capacity() * size_of::<Page>()
     }
 }

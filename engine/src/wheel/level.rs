@@ -55,9 +55,16 @@ impl Level {
         self.summary |= 1 << (index / 64);
     }
 
-    /// Takes up to `most` of a slot's newest entries: see [`Chunks::pop`].
+    fn unmark(&mut self, index: usize) {
+        self.occupied[index / 64] &= !(1 << (index % 64));
+        if self.occupied[index / 64] == 0 {
+            self.summary &= !(1 << (index / 64));
+        }
+    }
+
+    /// Takes up to `most` of a slot's oldest entries: see [`Chunks::take`].
     #[inline]
-    pub(super) fn pop<'a>(
+    pub(super) fn take<'a>(
         &mut self,
         number: u64,
         most: usize,
@@ -65,14 +72,19 @@ impl Level {
         into: &'a mut [u64; CHUNK_ENTRIES],
     ) -> &'a [u64] {
         let index = self.index(number);
-        let entries = chunks.pop(&mut self.slots[index], most, into);
+        let entries = chunks.take(&mut self.slots[index], most, into);
         if self.slots[index].len() == 0 {
-            self.occupied[index / 64] &= !(1 << (index % 64));
-            if self.occupied[index / 64] == 0 {
-                self.summary &= !(1 << (index / 64));
-            }
+            self.unmark(index);
         }
         entries
+    }
+
+    /// Empties a slot: see [`Chunks::drain`].
+    #[inline]
+    pub(super) fn drain(&mut self, number: u64, chunks: &mut Chunks, over: impl FnMut(&[u64])) {
+        let index = self.index(number);
+        chunks.drain(&mut self.slots[index], over);
+        self.unmark(index);
     }
 
     pub(super) fn slot_len(&self, number: u64) -> usize {
@@ -132,7 +144,7 @@ mod tests {
                 assert_eq!(level.first_occupied(from), None);
                 level.push(from + ahead, 7, &mut chunks);
                 assert_eq!(level.first_occupied(from), Some(from + ahead), "{from} + {ahead}");
-                assert_eq!(level.pop(from + ahead, 9, &mut chunks, &mut [0; CHUNK_ENTRIES]), [7]);
+                assert_eq!(level.take(from + ahead, 9, &mut chunks, &mut [0; CHUNK_ENTRIES]), [7]);
                 assert_eq!(level.first_occupied(from), None);
             }
         }

@@ -63,7 +63,7 @@ const DEAD_PER_YIELD: usize = 4;
 /// of memory then serves many.
 const SPREAD_MIN: u64 = CHUNK_ENTRIES as u64;
 
-/// Entries of the run kept allocated between calls.
+/// Entries of the run kept allocated between calls, and of the late ones.
 const RUN_KEPT: usize = 1 << 16;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,16 +72,53 @@ struct Due {
     key: u64,
 }
 
+/// What one call may still do.
+struct Left {
+    yields: usize,
+    looks: usize,
+}
+
+impl Left {
+    fn is_spent(&self) -> bool {
+        self.yields == 0 || self.looks == 0
+    }
+
+    /// The next of `due` from `head` on, as many as this call may look at.
+    fn batch<'a, T>(&mut self, due: &'a [T], head: &mut usize) -> &'a [T] {
+        let from = *head;
+        *head = due.len().min(from + self.yields.min(self.looks));
+        self.looks -= *head - from;
+        &due[from..*head]
+    }
+
+    fn yielded(&mut self, out: &mut Vec<u64>, keys: impl Iterator<Item = u64>) {
+        let before = out.len();
+        out.extend(keys);
+        self.yields -= out.len() - before;
+    }
+}
+
+fn clear<T>(due: &mut Vec<T>, head: &mut usize) {
+    due.clear();
+    *head = 0;
+    if due.capacity() > RUN_KEPT {
+        due.shrink_to(RUN_KEPT);
+    }
+}
+
 /// Keys by due time. See the module's documentation for what holds.
 pub struct Wheel {
     levels: [Level; LEVELS],
     chunks: Chunks,
     /// First tick whose slot was not emptied yet: every entry in a slot is due here or later.
     cursor: u64,
-    /// What is due, in order, from `run_head` on.
-    run: Vec<Due>,
+    /// Keys of the tick before the cursor, ascending, from `run_head` on.
+    run: Vec<u64>,
     run_head: usize,
-    /// Inserted when already due, not yet merged into the run.
+    /// What is due before the run, in order, from `late_head` on.
+    late: Vec<Due>,
+    late_head: usize,
+    /// Inserted when already due, not yet merged with what is late.
     fresh: Vec<Due>,
     /// Entries in slots, and set aside from them.
     stored: usize,
@@ -113,6 +150,8 @@ impl Wheel {
             cursor: now.0,
             run: Vec::new(),
             run_head: 0,
+            late: Vec::new(),
+            late_head: 0,
             fresh: Vec::new(),
             stored: 0,
             sweep: Sweep::default(),
@@ -171,25 +210,25 @@ impl Wheel {
         due_of: &mut impl FnMut(u64) -> Option<u64>,
         out: &mut Vec<u64>,
     ) -> bool {
-        let mut yields_left = limit;
-        let mut looks_left = limit.saturating_mul(DEAD_PER_YIELD);
+        let mut left = Left { yields: limit, looks: limit.saturating_mul(DEAD_PER_YIELD) };
         loop {
-            let take = (self.run.len() - self.run_head).min(yields_left).min(looks_left);
-            let before = out.len();
-            let batch = &self.run[self.run_head..self.run_head + take];
-            out.extend(batch.iter().filter(|d| due_of(d.key) == Some(d.tick)).map(|d| d.key));
-            self.run_head += take;
-            yields_left -= out.len() - before;
-            looks_left -= take;
-            let exhausted = yields_left == 0 || looks_left == 0;
-            if self.run_head < self.run.len() {
-                if exhausted {
-                    return true;
-                }
+            let late = left.batch(&self.late, &mut self.late_head);
+            left.yielded(out, late.iter().filter(|d| due_of(d.key) == Some(d.tick)).map(|d| d.key));
+            if self.late_head == self.late.len() {
+                let tick = Some(self.cursor.saturating_sub(1));
+                let run = left.batch(&self.run, &mut self.run_head);
+                left.yielded(out, run.iter().copied().filter(|key| due_of(*key) == tick));
+            }
+            let waits = self.late_head < self.late.len() || self.run_head < self.run.len();
+            if waits && left.is_spent() {
+                return true;
+            }
+            if waits {
                 continue;
             }
-            self.clear_run();
-            if exhausted {
+            clear(&mut self.late, &mut self.late_head);
+            clear(&mut self.run, &mut self.run_head);
+            if left.is_spent() {
                 return self.next_due().is_some_and(|next| next.0 <= to);
             }
             if !self.next_tick(to, due_of) {
@@ -223,14 +262,16 @@ impl Wheel {
     /// itself where that lies within 256 ms, unless its key was cancelled; a slot's start farther out.
     #[must_use]
     pub fn next_due(&self) -> Option<Tick> {
-        let waiting = self.run.get(self.run_head).into_iter().chain(&self.fresh).map(|d| d.tick).min();
-        waiting.or_else(|| self.lowest_slot()).map(Tick)
+        let late = self.late.get(self.late_head).into_iter().chain(&self.fresh).map(|d| d.tick).min();
+        let run = (self.run_head < self.run.len()).then(|| self.cursor - 1);
+        late.or(run).or_else(|| self.lowest_slot()).map(Tick)
     }
 
     /// Entries held. Cancelled and rescheduled ones count until the wheel meets them.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.stored + self.run.len() - self.run_head + self.fresh.len()
+        let late = self.late.len() - self.late_head + self.fresh.len();
+        self.stored + self.run.len() - self.run_head + late
     }
 
     /// Whether nothing is held.
@@ -244,7 +285,8 @@ impl Wheel {
     pub fn memory_bytes(&self) -> usize {
         self.levels.iter().map(Level::memory_bytes).sum::<usize>()
             + self.chunks.memory_bytes()
-            + (self.run.capacity() + self.fresh.capacity()) * size_of::<Due>()
+            + self.run.capacity() * size_of::<u64>()
+            + (self.late.capacity() + self.fresh.capacity()) * size_of::<Due>()
     }
 
     #[inline]
@@ -277,23 +319,18 @@ impl Wheel {
 
     /// Moves the keys of one tick into the run, which is empty.
     fn take_tick(&mut self, tick: u64) {
-        self.run.reserve(self.levels[0].slot_len(tick));
-        let mut chunk = [0; CHUNK_ENTRIES];
-        loop {
-            let entries = self.levels[0].pop(tick, usize::MAX, &mut self.chunks, &mut chunk);
-            if entries.is_empty() {
-                break;
-            }
-            // Newest first throughout: what was inserted in order is one run for the sort to reverse.
-            self.run.extend(entries.iter().rev().map(|entry| Due { tick, key: entry >> DUE_BITS }));
+        let Wheel { levels, chunks, run, .. } = self;
+        levels[0].drain(tick, chunks, |entries| run.extend(entries.iter().map(|entry| entry >> DUE_BITS)));
+        self.stored -= run.len();
+        // Slots are queues, so keys that were inserted ascending mostly are so here.
+        if !run.is_sorted_by(|a, b| a < b) {
+            run.sort_unstable();
+            // A key that was rescheduled away and back has two entries.
+            run.dedup();
         }
-        self.stored -= self.run.len();
-        self.run.sort_unstable_by_key(|d| d.key);
-        // A key that was rescheduled away and back has two entries.
-        self.run.dedup();
     }
 
-    /// Merges late insertions into the run. What is in the run already is moved only from the first
+    /// Merges late insertions with what is due. What is there already is moved only from the first
     /// place where one belongs, so that a large backlog is not sorted again at each call.
     fn merge_fresh(&mut self) {
         if self.fresh.is_empty() {
@@ -301,28 +338,23 @@ impl Wheel {
         }
         self.fresh.sort_unstable();
         self.fresh.dedup();
-        if self.run_head * 2 >= self.run.len() {
-            self.run.drain(..self.run_head);
-            self.run_head = 0;
+        let Wheel { late, late_head, run, run_head, fresh, cursor, .. } = self;
+        if *late_head * 2 >= late.len() {
+            late.drain(..*late_head);
+            *late_head = 0;
         }
-        let first = self.fresh[0];
-        let at = self.run_head + self.run[self.run_head..].partition_point(|d| *d < first);
-        let Wheel { run, fresh, .. } = self;
+        // Once only for each key: what is late stays so until it is yielded.
+        late.extend(run[*run_head..].iter().map(|key| Due { tick: *cursor - 1, key: *key }));
+        clear(run, run_head);
+        let first = fresh[0];
+        let at = *late_head + late[*late_head..].partition_point(|d| *d < first);
         // What is already there needs no second entry.
-        fresh.retain(|d| run[at..].binary_search(d).is_err());
-        let sorted = at == run.len();
-        run.append(fresh);
+        fresh.retain(|d| late[at..].binary_search(d).is_err());
+        let sorted = at == late.len();
+        late.append(fresh);
         if !sorted {
             // Two ascending runs: the stable sort recognises and merges them in linear time.
-            run[at..].sort();
-        }
-    }
-
-    fn clear_run(&mut self) {
-        self.run.clear();
-        self.run_head = 0;
-        if self.run.capacity() > RUN_KEPT {
-            self.run.shrink_to(RUN_KEPT);
+            late[at..].sort();
         }
     }
 
@@ -349,12 +381,12 @@ impl Wheel {
         self.end_sweep_of(level, number);
         let (mut left, mut chunk) = (most, [0; CHUNK_ENTRIES]);
         loop {
-            let entries = self.levels[level].pop(number, left, &mut self.chunks, &mut chunk);
+            let entries = self.levels[level].take(number, left, &mut self.chunks, &mut chunk);
             if entries.is_empty() {
                 return;
             }
             left -= entries.len();
-            for entry in entries.iter().rev() {
+            for entry in entries {
                 let key = entry >> DUE_BITS;
                 if level < TOP {
                     self.place(Self::due_in(level, number, *entry), key);

@@ -33,7 +33,7 @@ impl Wheel {
                 self.sweep.at = None;
                 return true;
             };
-            let entries = self.levels[level].pop(number, left, &mut self.chunks, &mut chunk);
+            let entries = self.levels[level].take(number, left, &mut self.chunks, &mut chunk);
             left -= entries.len().max(1);
             for entry in entries {
                 let due = due_of(entry >> DUE_BITS).map(|tick| tick.0);
@@ -78,7 +78,7 @@ impl Wheel {
         if self.sweep.at == Some((level, number)) {
             let mut chunk = [0; CHUNK_ENTRIES];
             loop {
-                let entries = self.chunks.pop(&mut self.sweep.aside, usize::MAX, &mut chunk);
+                let entries = self.chunks.take(&mut self.sweep.aside, usize::MAX, &mut chunk);
                 if entries.is_empty() {
                     return;
                 }
