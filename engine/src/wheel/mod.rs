@@ -19,15 +19,18 @@
 
 mod chunks;
 mod level;
+mod occupied;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod ticks;
 
 use std::fmt;
 
 use chunks::{CHUNK_ENTRIES, Chunks};
 use level::{LEVELS, Level, shift};
 use sweep::Sweep;
+use ticks::Ticks;
 
 /// A moment of the wall clock in milliseconds since the Unix epoch: the wheel's resolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,7 +64,7 @@ const DEAD_PER_YIELD: usize = 4;
 
 /// Fewer entries than this come down only together with others, or at a window's end: one far read
 /// of memory then serves many.
-const SPREAD_MIN: u64 = CHUNK_ENTRIES as u64;
+const SPREAD_MIN: u64 = 64;
 
 /// Entries of the run kept allocated between calls, and of the late ones.
 const RUN_KEPT: usize = 1 << 16;
@@ -108,7 +111,9 @@ fn clear<T>(due: &mut Vec<T>, head: &mut usize) {
 
 /// Keys by due time. See the module's documentation for what holds.
 pub struct Wheel {
-    levels: [Level; LEVELS],
+    ticks: Ticks,
+    /// Those above the ticks.
+    levels: [Level; TOP],
     chunks: Chunks,
     /// First tick whose slot was not emptied yet: every entry in a slot is due here or later.
     cursor: u64,
@@ -145,7 +150,8 @@ impl Wheel {
     pub fn new(now: Tick) -> Self {
         assert!(now <= Tick::MAX, "the wheel's time fits 48 bits");
         Wheel {
-            levels: std::array::from_fn(Level::new),
+            ticks: Ticks::new(),
+            levels: std::array::from_fn(|at| Level::new(at + 1)),
             chunks: Chunks::default(),
             cursor: now.0,
             run: Vec::new(),
@@ -243,7 +249,7 @@ impl Wheel {
             return false;
         }
         let window_end = ((self.cursor >> shift(1)) + 1) << shift(1);
-        match self.levels[0].first_occupied(self.cursor) {
+        match self.ticks.first_occupied(self.cursor) {
             Some(tick) if tick < window_end && tick <= to => {
                 self.take_tick(tick);
                 self.set_cursor(tick + 1, due_of);
@@ -283,7 +289,8 @@ impl Wheel {
     /// Bytes allocated. Those of yielded entries are reused, and given back once the wheel is empty.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.levels.iter().map(Level::memory_bytes).sum::<usize>()
+        self.ticks.memory_bytes()
+            + self.levels.iter().map(Level::memory_bytes).sum::<usize>()
             + self.chunks.memory_bytes()
             + self.run.capacity() * size_of::<u64>()
             + (self.late.capacity() + self.fresh.capacity()) * size_of::<Due>()
@@ -291,15 +298,18 @@ impl Wheel {
 
     #[inline]
     fn place(&mut self, due: u64, key: u64) {
+        if (due >> shift(1)) - (self.cursor >> shift(1)) <= 1 {
+            return self.ticks.push(due, key, &mut self.chunks);
+        }
         let entry = (key << DUE_BITS) | (due & ((1 << DUE_BITS) - 1));
-        for level in 0..TOP {
+        for level in 1..TOP {
             let window = shift(level + 1);
             if (due >> window) - (self.cursor >> window) <= 1 {
-                return self.levels[level].push(due >> shift(level), entry, &mut self.chunks);
+                return self.levels[level - 1].push(due >> shift(level), entry, &mut self.chunks);
             }
         }
         let farthest = (self.cursor >> shift(TOP)) + TOP_AHEAD_MAX;
-        self.levels[TOP].push((due >> shift(TOP)).min(farthest), entry, &mut self.chunks);
+        self.levels[TOP - 1].push((due >> shift(TOP)).min(farthest), entry, &mut self.chunks);
     }
 
     /// The due time of an entry, as it was when it was inserted. Not known on the top level.
@@ -311,16 +321,16 @@ impl Wheel {
 
     /// First tick at which an entry in a slot can be due.
     fn lowest_slot(&self) -> Option<u64> {
-        let starts = self.levels.iter().enumerate().filter_map(|(level, ring)| {
+        let starts = (1..).zip(&self.levels).filter_map(|(level, ring)| {
             Some(ring.first_occupied(self.cursor >> shift(level))? << shift(level))
         });
-        starts.min().map(|start| start.max(self.cursor))
+        starts.chain(self.ticks.first_occupied(self.cursor)).min().map(|start| start.max(self.cursor))
     }
 
     /// Moves the keys of one tick into the run, which is empty.
     fn take_tick(&mut self, tick: u64) {
-        let Wheel { levels, chunks, run, .. } = self;
-        levels[0].drain(tick, chunks, |entries| run.extend(entries.iter().map(|entry| entry >> DUE_BITS)));
+        let Wheel { ticks, chunks, run, .. } = self;
+        ticks.take(tick, chunks, run);
         self.stored -= run.len();
         // Slots are queues, so keys that were inserted ascending mostly are so here.
         if !run.is_sorted_by(|a, b| a < b) {
@@ -381,13 +391,17 @@ impl Wheel {
         self.end_sweep_of(level, number);
         let (mut left, mut chunk) = (most, [0; CHUNK_ENTRIES]);
         loop {
-            let entries = self.levels[level].take(number, left, &mut self.chunks, &mut chunk);
+            let entries = self.levels[level - 1].take(number, left, &mut self.chunks, &mut chunk);
             if entries.is_empty() {
                 return;
             }
             left -= entries.len();
             for entry in entries {
                 let key = entry >> DUE_BITS;
+                if level == 1 {
+                    self.ticks.push(Self::due_in(1, number, *entry), key, &mut self.chunks);
+                    continue;
+                }
                 if level < TOP {
                     self.place(Self::due_in(level, number, *entry), key);
                     continue;
@@ -407,7 +421,7 @@ impl Wheel {
     fn spread(&mut self, due_of: &mut impl FnMut(u64) -> Option<u64>) {
         for level in (0..TOP).rev() {
             let window = self.cursor >> shift(level + 1);
-            let waiting = self.levels[level + 1].slot_len(window + 1) as u64;
+            let waiting = self.levels[level].slot_len(window + 1) as u64;
             let from = self.spread_at[level].max(window << shift(level + 1));
             let left = ((window + 1) << shift(level + 1)) - from;
             // A slot holds fewer than 2^32 entries, a window fewer than 2^31 ticks.

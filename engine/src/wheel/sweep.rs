@@ -33,7 +33,7 @@ impl Wheel {
                 self.sweep.at = None;
                 return true;
             };
-            let entries = self.levels[level].take(number, left, &mut self.chunks, &mut chunk);
+            let entries = self.levels[level - 1].take(number, left, &mut self.chunks, &mut chunk);
             left -= entries.len().max(1);
             for entry in entries {
                 let due = due_of(entry >> DUE_BITS).map(|tick| tick.0);
@@ -49,9 +49,9 @@ impl Wheel {
                 }
             }
             self.sweep.at = Some((level, number));
-            if self.levels[level].slot_len(number) == 0 {
+            if self.levels[level - 1].slot_len(number) == 0 {
                 let lived = std::mem::take(&mut self.sweep.aside);
-                self.levels[level].put_back(number, lived);
+                self.levels[level - 1].put_back(number, lived);
                 self.sweep.at = self.slot_after(level, number + 1);
                 if self.sweep.at.is_none() {
                     return true;
@@ -66,9 +66,9 @@ impl Wheel {
         (level..LEVELS).find_map(|at| {
             let current = self.cursor >> shift(at);
             let from = if at == level { number.max(current) } else { current };
-            let found = self.levels[at].first_occupied(from)?;
+            let found = self.levels[at - 1].first_occupied(from)?;
             // One that is found around the ring's end lies before `from`.
-            let end = current + self.levels[at].slot_count() as u64;
+            let end = current + self.levels[at - 1].slot_count() as u64;
             (found < end).then_some((at, found))
         })
     }
@@ -83,7 +83,7 @@ impl Wheel {
                     return;
                 }
                 for entry in entries {
-                    self.levels[level].push(number, *entry, &mut self.chunks);
+                    self.levels[level - 1].push(number, *entry, &mut self.chunks);
                 }
             }
         }

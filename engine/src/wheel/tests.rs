@@ -237,7 +237,7 @@ fn entries_come_down_gradually_while_time_passes() {
     let (mut out, mut most, mut before) = (Vec::new(), 0, 300_000);
     for now in 0..131_072 {
         assert!(!wheel.advance(Tick(now), usize::MAX, |_| None, &mut out));
-        let waiting = wheel.levels[2].slot_len(2);
+        let waiting = wheel.levels[1].slot_len(2);
         most = most.max(before - waiting);
         before = waiting;
     }
