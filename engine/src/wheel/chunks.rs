@@ -3,7 +3,10 @@
 
 /// Entries of one chunk: 2 KiB. The chunks of a slot lie anywhere, and each costs a few misses at its begin: in chunks
 /// of 64 entries, moving down took twice the time.
-pub(super) const CHUNK_ENTRIES: usize = 256;
+const CHUNK_ENTRIES: usize = 256;
+
+/// Entries taken at once.
+pub(super) const BATCH_ENTRIES: usize = 64;
 
 /// Chunks allocated together: 256 KiB.
 const PAGE_CHUNKS: usize = 128;
@@ -133,17 +136,17 @@ impl Chunks {
         }
     }
 
-    /// Takes a slot's oldest entries: up to `most`, as many as one chunk gives. They come in the order of
+    /// Takes a slot's oldest entries: up to `most`, at most a batch, and as many as one chunk gives. They come in the order of
     /// their insertion; none where the slot is empty or `most` is 0.
     #[inline]
     pub(super) fn take<'a>(
         &mut self,
         slot: &mut Slot,
         most: usize,
-        into: &'a mut [u64; CHUNK_ENTRIES],
+        into: &'a mut [u64; BATCH_ENTRIES],
     ) -> &'a [u64] {
         let entries = self.oldest(*slot);
-        let count = entries.len().min(most);
+        let count = entries.len().min(most).min(BATCH_ENTRIES);
         let into = &mut into[..count];
         into.copy_from_slice(&entries[..count]);
         if count > 0 {

@@ -4,7 +4,7 @@
 //! as wide as one slot of the level above, so a slot above moves down while the window before it
 //! still runs, a little at each call, and nothing moves in one piece at the window's border.
 
-use super::chunks::{CHUNK_ENTRIES, Chunks, Slot};
+use super::chunks::{BATCH_ENTRIES, Chunks, Slot};
 use super::occupied::Occupied;
 
 pub(super) const LEVELS: usize = 4;
@@ -54,7 +54,7 @@ impl Level {
         number: u64,
         most: usize,
         chunks: &mut Chunks,
-        into: &'a mut [u64; CHUNK_ENTRIES],
+        into: &'a mut [u64; BATCH_ENTRIES],
     ) -> &'a [u64] {
         let index = self.index(number);
         let entries = chunks.take(&mut self.slots[index], most, into);

@@ -1,6 +1,6 @@
 //! Dropping cancelled entries before their time comes.
 
-use super::chunks::{CHUNK_ENTRIES, Slot};
+use super::chunks::{BATCH_ENTRIES, Slot};
 use super::level::{LEVELS, shift};
 use super::{DUE_BITS, TOP, Tick, Wheel};
 
@@ -21,7 +21,7 @@ impl Wheel {
     /// The wheel does not know how many of its entries are dead: an owner that sees [`Wheel::len`] far
     /// above its own count calls this, a little in each turn, until a pass has ended.
     pub fn sweep(&mut self, most: usize, mut due_of: impl FnMut(u64) -> Option<Tick>) -> bool {
-        let (mut left, mut chunk) = (most, [0; CHUNK_ENTRIES]);
+        let (mut left, mut batch) = (most, [0; BATCH_ENTRIES]);
         while left > 0 {
             let at = match self.sweep.at {
                 // That slot went down since the last call, and what was set aside with it.
@@ -33,7 +33,7 @@ impl Wheel {
                 self.sweep.at = None;
                 return true;
             };
-            let entries = self.levels[level - 1].take(number, left, &mut self.chunks, &mut chunk);
+            let entries = self.levels[level - 1].take(number, left, &mut self.chunks, &mut batch);
             left -= entries.len().max(1);
             for entry in entries {
                 let due = due_of(entry >> DUE_BITS).map(|tick| tick.0);
@@ -76,9 +76,9 @@ impl Wheel {
     /// Puts back what a sweep set aside, where it is about to be looked for.
     pub(super) fn end_sweep_of(&mut self, level: usize, number: u64) {
         if self.sweep.at == Some((level, number)) {
-            let mut chunk = [0; CHUNK_ENTRIES];
+            let mut batch = [0; BATCH_ENTRIES];
             loop {
-                let entries = self.chunks.take(&mut self.sweep.aside, usize::MAX, &mut chunk);
+                let entries = self.chunks.take(&mut self.sweep.aside, usize::MAX, &mut batch);
                 if entries.is_empty() {
                     return;
                 }
