@@ -28,14 +28,14 @@ struct Page {
 pub(super) struct Slot {
     /// Where the oldest entry is.
     oldest: u32,
-    /// After the newest entry. At a chunk's border, the next entry needs a new chunk.
+    /// After the newest entry; 0 where there is none. At a chunk's border, the next entry needs a new chunk.
     end: u32,
     chunks: u32,
 }
 
 impl Slot {
     pub(super) fn is_empty(self) -> bool {
-        self.chunks == 0
+        self.end == 0
     }
 
     pub(super) fn len(self) -> usize {
@@ -65,8 +65,9 @@ impl Chunks {
         &mut self.pages[at / PAGE_CHUNKS].next[at % PAGE_CHUNKS]
     }
 
-    /// Gives a slot a chunk for its next entries, and answers where it begins.
-    fn lengthen(&mut self, slot: &mut Slot) -> u32 {
+    /// Gives a slot a chunk for its next entries.
+    #[cold]
+    fn lengthen(&mut self, slot: &mut Slot) {
         if self.free == NONE {
             self.grow();
         }
@@ -79,7 +80,7 @@ impl Chunks {
             *self.next_of((slot.end - 1) / CHUNK_ENTRIES as u32) = chunk;
         }
         slot.chunks += 1;
-        begin
+        slot.end = begin;
     }
 
     #[cold]
@@ -97,12 +98,12 @@ impl Chunks {
 
     #[inline]
     pub(super) fn push(&mut self, slot: &mut Slot, entry: u64) {
-        let mut at = slot.end;
-        if at.is_multiple_of(CHUNK_ENTRIES as u32) {
-            at = self.lengthen(slot);
+        if slot.end.is_multiple_of(CHUNK_ENTRIES as u32) {
+            self.lengthen(slot);
         }
-        self.pages[at as usize / PAGE_ENTRIES].entries[at as usize % PAGE_ENTRIES] = entry;
-        slot.end = at + 1;
+        let at = slot.end as usize;
+        self.pages[at / PAGE_ENTRIES].entries[at % PAGE_ENTRIES] = entry;
+        slot.end += 1;
     }
 
     /// A slot's oldest entries, as many as one chunk gives, in the order of their insertion. None where the
