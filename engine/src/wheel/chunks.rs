@@ -178,3 +178,67 @@ impl Chunks {
         self.pages.len() * page + self.pages.capacity() * size_of::<Page>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn slots_of_one_pool_are_queues_and_share_its_memory(
+            steps in prop::collection::vec((0..3usize, 0..3u8, 0..700usize), 1..60),
+        ) {
+            let mut chunks = Chunks::default();
+            let mut slots = [Slot::default(); 3];
+            let mut models: [VecDeque<u64>; 3] = Default::default();
+            let (mut next, mut most_held) = (0, 0);
+            for (of, what, count) in steps {
+                let (slot, model) = (&mut slots[of], &mut models[of]);
+                if what < 2 {
+                    for entry in next..next + count as u64 {
+                        chunks.push(slot, entry);
+                        model.push_back(entry);
+                    }
+                    next += count as u64;
+                } else {
+                    let mut batch = [0; BATCH_ENTRIES];
+                    let taken = chunks.take(slot, count, &mut batch);
+                    prop_assert_eq!(taken.is_empty(), model.is_empty() || count == 0);
+                    prop_assert!(taken.len() <= count);
+                    prop_assert!(taken.iter().copied().eq(model.drain(..taken.len())));
+                }
+                prop_assert_eq!(slot.len(), model.len());
+                prop_assert_eq!(slot.is_empty(), model.is_empty());
+                most_held = most_held.max(models.iter().map(VecDeque::len).sum());
+            }
+            for (slot, model) in slots.iter_mut().zip(models) {
+                let mut drained = Vec::new();
+                chunks.drain(slot, |entries| drained.extend_from_slice(entries));
+                prop_assert!(drained.into_iter().eq(model));
+                prop_assert!(slot.is_empty());
+            }
+            // Each slot may hold a chunk that is partly empty at each of its ends.
+            let needed = most_held.div_ceil(CHUNK_ENTRIES) + 2 * slots.len();
+            prop_assert!(chunks.pages.len() <= needed.div_ceil(PAGE_CHUNKS));
+        }
+    }
+
+    #[test]
+    fn chunks_that_were_given_back_are_used_before_new_ones() {
+        let (mut chunks, mut slot) = (Chunks::default(), Slot::default());
+        for round in 0..5 {
+            for entry in 0..PAGE_ENTRIES as u64 {
+                chunks.push(&mut slot, entry);
+            }
+            let mut count = 0;
+            chunks.drain(&mut slot, |entries| count += entries.len());
+            assert_eq!((count, chunks.pages.len()), (PAGE_ENTRIES, 1), "round {round}");
+        }
+    }
+}

@@ -196,6 +196,40 @@ fn a_million_keys_of_one_tick_come_out_in_bounded_calls() {
 }
 
 #[test]
+fn crowded_ticks_stay_in_order_among_late_insertions_and_returns() {
+    let mut model = Model::new(1_800_000_000_000);
+    // Enough for several chunks of each tick, from different distances, in no order of keys.
+    for at in 0..12_000u64 {
+        let (key, spans) = (at * 7_919 % 12_000, [300, 70_000, 140_000]);
+        let span = spans[at as usize % spans.len()];
+        model.insert(key, 1_800_000_000_000 + span + at % 4);
+    }
+    // Away and back: two entries of one tick.
+    for key in (0..12_000).step_by(17) {
+        let due = model.due_of[&key];
+        model.insert(key, due + 400);
+        model.insert(key, due);
+    }
+    let mut late = 20_000;
+    while let Some(next) = model.wheel.next_due() {
+        let mut by = next.0.saturating_sub(model.now);
+        while model.advance(by, 700) {
+            by = 0;
+            if late < 20_200 {
+                // Before, at and after the ticks that are handed out.
+                (0..4).for_each(|back| model.insert(late + back * 1_000, model.now - back));
+                // Some keys between those of the tick.
+                model.insert(late % 12_000 + 1, model.now);
+                late += 7;
+            }
+        }
+    }
+    assert!(late > 20_050, "insertions while a tick was handed out");
+    assert!(model.waiting.is_empty());
+    assert!(model.wheel.is_empty());
+}
+
+#[test]
 fn a_crowd_of_cancelled_keys_does_not_hold_a_call() {
     let mut wheel = Wheel::new(Tick(0));
     for key in 0..100_000 {

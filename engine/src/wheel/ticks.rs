@@ -75,3 +75,26 @@ impl Ticks {
         size_of_val(&*self.ticks) + size_of_val(&*self.keys) + self.occupied.memory_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_gives_its_keys_in_the_order_of_insertion_and_is_empty_then() {
+        let (mut ticks, mut chunks) = (Ticks::new(), Chunks::default());
+        for count in [1, 31, 32, 33, 64, 1_000, 2] {
+            for (tick, first) in [(511, 0), (512, 5_000)] {
+                (first..first + count).rev().for_each(|key| ticks.push(tick, key, &mut chunks));
+            }
+            assert_eq!(ticks.first_occupied(511), Some(511));
+            let mut keys = Vec::new();
+            ticks.take(511, &mut chunks, &mut keys);
+            assert!(keys.iter().copied().eq((0..count).rev()), "{count} keys, {keys:?}");
+            assert_eq!(ticks.first_occupied(511), Some(512));
+            ticks.take(512, &mut chunks, &mut keys);
+            assert_eq!((keys.len() as u64, keys[count as usize]), (2 * count, 5_000 + count - 1));
+            assert_eq!(ticks.first_occupied(511), None);
+        }
+    }
+}
