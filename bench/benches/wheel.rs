@@ -2,6 +2,8 @@
 //!
 //! `expire` counts everything from the first tick to the last: moving down, sorting within each tick,
 //! and the owner's look-ups in a table of 160 MB; `expire_without_table` computes due times instead.
+//! Keys are inserted ascending before the first of them is due, so few ticks need sorting; `steady` inserts while
+//! others come due, as a shard does, and has old and new keys mixed in each tick.
 //! `cancel` is what a cancel costs: the owner's removal here, unlinking there.
 #![allow(missing_docs, reason = "criterion_group! generates an undocumented function")]
 
@@ -68,6 +70,25 @@ fn expire(wheel: &mut Wheel, due_of: impl Fn(u64) -> Option<u64>) -> (u64, Durat
     (count, began.elapsed())
 }
 
+/// Events that arrive in each millisecond of [`steady`], due within 30 s of it.
+const STEADY_PER_MS: u64 = 100;
+const STEADY_MS: u64 = 90_000;
+
+/// Inserts and expires at one rate. Counts what was yielded.
+fn steady(delays: &[u64]) -> (u64, Duration) {
+    let mut wheel = Wheel::new(Tick(START_MS));
+    let due = |key: u64| Tick(START_MS + key / STEADY_PER_MS + delays[key as usize % delays.len()]);
+    let (mut out, mut count) = (Vec::new(), 0);
+    let began = Stopwatch::start();
+    for now in 0..STEADY_MS {
+        (now * STEADY_PER_MS..(now + 1) * STEADY_PER_MS).for_each(|key| wheel.insert(due(key), key));
+        while wheel.advance(Tick(START_MS + now), 4_096, |key| Some(due(key)), &mut out) {}
+        count += out.len() as u64;
+        out.clear();
+    }
+    (count, began.elapsed())
+}
+
 fn intrusive(dues: &[u64]) -> (IntrusiveWheel, Vec<u32>, Duration) {
     let mut wheel = IntrusiveWheel::new(START_MS);
     let mut handles = Vec::with_capacity(dues.len());
@@ -108,6 +129,10 @@ fn wheel(c: &mut Criterion) {
             })
         });
     });
+    let mut random = Random(13);
+    let delays: Vec<u64> = (0..1 << 16).map(|_| 1 + random.below(30_000)).collect();
+    group.throughput(Throughput::Elements(steady(&delays).0));
+    group.bench_function("steady", |b| b.iter_custom(|n| times(n, || steady(&delays).1)));
     group.throughput(Throughput::Elements(CANCELLED as u64));
     group.bench_function("cancel", |b| {
         b.iter_custom(|n| {
