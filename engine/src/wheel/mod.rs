@@ -1,7 +1,7 @@
 //! The timing wheel: which keys are due, in order, and when to look again.
 //!
 //! Four levels of slots 1 ms, 256 ms, 66 s and 37 hours wide; the farthest slot lies 17 years ahead. A
-//! slot is an append-only stack of 8-byte entries: a key of 48 bits, and the low 16 bits of its due
+//! slot is an append-only queue of 8-byte entries: a key of 48 bits, and the low 16 bits of its due
 //! time, which with the slot's number are the whole due time on all levels but the top one. A cancel
 //! does not touch the wheel: before it yields a key, it asks the owner's table, and a key whose due time
 //! is gone or another one vanishes. So cancelling and rescheduling cost the owner's table only, an entry
