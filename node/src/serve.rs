@@ -325,6 +325,8 @@ fn plan(
     let core_count = u16::from(quic_core_count);
     let epochs: Vec<Option<Epoch>> = recovered.iter().map(|shard| shard.as_ref().map(|s| s.epoch)).collect();
     let (version, control) = newest_control(recovered.iter().flatten().map(|shard| &shard.shard));
+    let registries = recovered.iter().flatten().map(|shard| shard.shard.registry());
+    let registry = registries.max_by_key(|registry| registry.version()).cloned();
     let base = Instant::now().checked_sub(Duration::from_nanos(now.mono.0)).unwrap_or_else(Instant::now);
     let quic_clock =
         QuicClock { base, wall_at_base: WallMs(now.wall.0.saturating_sub(now.mono.0 / 1_000_000)) };
@@ -357,6 +359,9 @@ fn plan(
             credit_max: CREDIT_MAX,
         };
         let mut core = Core::new(config, shards);
+        if let Some(registry) = &registry {
+            core.hold_registry(registry);
+        }
         core.catch_up(now, version, &control);
         let owned = (index..shard_count).step_by(usize::from(core_count)).map(ShardId);
         let shard_dirs = owned.map(|shard| (shard, data.shard_dir(shard))).collect();

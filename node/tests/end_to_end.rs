@@ -6,13 +6,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use escapement_client::{Client, ConnectOptions, PublisherOptions, SubscriberOptions, Trust};
+use escapement_engine::owner_of;
 use escapement_node::config::NodeConfig;
 use escapement_node::data_dir::DataDir;
 use escapement_node::io::HostKind;
 use escapement_node::serve::{Control, Ready, ServeEnd, ServeError, serve};
 use escapement_protocol::event::Due;
+use escapement_protocol::ids::shard_of;
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
-use escapement_protocol::{AttemptResult, EventSpec};
+use escapement_protocol::{AttemptResult, EventSpec, ShardId};
 
 /// A node in this process, drained when it goes out of scope.
 struct Node {
@@ -180,5 +182,49 @@ fn what_was_pending_at_a_stop_is_delivered_after_the_next_start() {
         seen
     });
     assert_eq!(seen, ["a", "b", "c"]);
+    node.stop();
+}
+
+/// Whatever core a client comes to, it works with the shards that serve: half of these connections come to the core of
+/// the one that does not.
+#[test]
+fn a_refused_shard_leaves_every_core_serving_the_others() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = Node::start(dir.path(), 2, 2, HostKind::Poll);
+    let runtime = runtime();
+    runtime.block_on(async {
+        let client = Client::connect(node.options()).await.expect("connected");
+        create(&client, settings("before", "before")).await;
+    });
+    node.stop();
+    std::fs::write(dir.path().join("shard-0001/SUPER"), "gone").expect("written");
+    let node = Node::start(dir.path(), 2, 2, HostKind::Poll);
+    runtime.block_on(async {
+        for number in 0..16 {
+            let client = Client::connect(node.options()).await.expect("connected");
+            client.topic("before").await.expect("known from before");
+            let name = format!("topic-{number}");
+            let topic = create(&client, settings(&name, &name)).await;
+            let other = Client::connect(node.options()).await.expect("connected");
+            let held = other.subscription(&name).await.expect("known at every core");
+            if owner_of(held.subscription, 2) != ShardId(0) {
+                continue;
+            }
+            let id = (0..)
+                .map(|n: u32| n.to_string())
+                .find(|id| shard_of(topic, b"", b"", id.as_bytes(), 2) == ShardId(0));
+            let id = id.expect("some id belongs to shard 0");
+            let publisher = client.publisher(PublisherOptions::default()).await.expect("a publisher");
+            let event = EventSpec::new(Due::After(0), &id, b"");
+            publisher.publish(topic, &event).await.expect("accepted");
+            let subscriber = other.subscriber(&name, SubscriberOptions::default());
+            let stopper = subscriber.stopper();
+            let run = subscriber.run(|_| {
+                stopper.stop();
+                AttemptResult::Success
+            });
+            tokio::time::timeout(Duration::from_secs(30), run).await.expect("in time").expect("subscribed");
+        }
+    });
     node.stop();
 }

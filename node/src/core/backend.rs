@@ -16,9 +16,13 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
         Ticket { core: self.config.core, number }
     }
 
-    /// This core's copy of the registry: that of its first serving shard.
-    fn registry(&self) -> Option<&Registry> {
-        self.shards.iter().flatten().next().map(|logged| logged.shard().registry())
+    /// This core's copy of the registry: that of its first serving shard, or one that it is told.
+    ///
+    /// # Panics
+    /// If it has neither: a core without a serving shard was given none at its start.
+    fn registry(&self) -> &Registry {
+        let serving = self.shards.iter().flatten().next().map(|logged| logged.shard().registry());
+        serving.or(self.bare.copy.as_ref()).expect("a core without a serving shard holds a copy")
     }
 }
 
@@ -62,7 +66,7 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
     }
 
     fn read(&mut self, request: &AdminRequest) -> Result<AdminAnswer, door::Refusal> {
-        let registry = self.registry().ok_or_else(no_shard)?;
+        let registry = self.registry();
         match request {
             AdminRequest::GetTopic { name } => {
                 let topic = registry
@@ -92,7 +96,7 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
 
     fn attach(&mut self, stream: S, subscribe: &Subscribe<'_>) -> Result<OpenSession, door::Refusal> {
         let name = subscribe.subscription;
-        let registry = self.registry().ok_or_else(no_shard)?;
+        let registry = self.registry();
         let subscription = registry
             .subscription_named(name)
             .ok_or_else(|| unknown(ErrorCode::UnknownSubscription, "subscription", name))?
@@ -193,13 +197,5 @@ fn unknown(code: ErrorCode, what: &str, name: &str) -> door::Refusal {
         code,
         message: format!("no {what} is named {name:?}: create it first"),
         retry_after_ms: 0,
-    }
-}
-
-fn no_shard() -> door::Refusal {
-    door::Refusal {
-        code: ErrorCode::Unavailable,
-        message: "no shard of this core is serving: see the node's standard error".into(),
-        retry_after_ms: 1_000,
     }
 }

@@ -49,6 +49,8 @@ pub enum Parcel {
     },
     /// An answer for the door there.
     Reply(Reply),
+    /// Control records for a core without a serving shard.
+    Objects(Box<[u8]>),
 }
 
 /// Parcels of one turn for one core, in order.
@@ -64,6 +66,7 @@ impl Mail {
         self.size_bytes += match &parcel {
             Parcel::Publish { events, .. } => events.len(),
             Parcel::Push { event, .. } => event.len(),
+            Parcel::Objects(objects) => objects.len(),
             _ => 0,
         };
         self.parcels.push(parcel);

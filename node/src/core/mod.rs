@@ -13,6 +13,7 @@
 //! It knows streams only by a name `S` of the transport's, so that it runs below QUIC too.
 
 mod backend;
+mod bare;
 mod logged_shard;
 mod mail;
 
@@ -22,7 +23,9 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 
 use escapement_delivery::Sessions;
-use escapement_engine::{Deadline, Input, Message, Push, Reply, ReplyBody, Shard, ShardStats, Ticket};
+use escapement_engine::{
+    Deadline, Input, Message, Push, Registry, Reply, ReplyBody, Shard, ShardStats, Ticket,
+};
 use escapement_frontend::door::{Door, DoorConfig, PublishAnswer, Violation};
 use escapement_protocol::frame::{
     AdminAnswer, PushItem, ShardCore, ShardMapInfo, SubscriptionInfo, TopicInfo,
@@ -80,6 +83,7 @@ pub(crate) struct Inside<S> {
     replies: VecDeque<Reply>,
     /// The registry's version that every shard here has to hold before a peer is listened to.
     least_version: u64,
+    bare: bare::Bare,
     now: Now,
 }
 
@@ -139,6 +143,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             local: VecDeque::new(),
             replies: VecDeque::new(),
             least_version: 0,
+            bare: bare::Bare::default(),
             now: Now::default(),
             config,
         };
@@ -208,6 +213,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             logged.disk_completed(now, completion);
         }
         self.inside.drain_shard(shard);
+        self.inside.tell_bare_cores();
         self.settle(now);
     }
 
@@ -232,6 +238,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 }
                 Parcel::Push { session, item, event } => self.inside.sessions.push(session, item, &event),
                 Parcel::Reply(reply) => self.inside.replies.push_back(reply),
+                Parcel::Objects(objects) => self.inside.take_objects(&objects),
             }
         }
         self.settle(now);
@@ -381,6 +388,12 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         self.inside.shards.into_iter().flatten().map(LoggedShard::into_log).collect()
     }
 
+    /// The node's control objects, for a core that has no serving shard to answer from, and for the core of shard 0, which
+    /// tells that one of new ones. Call once, before the first turn, at every core.
+    pub fn hold_registry(&mut self, newest: &Registry) {
+        self.inside.hold_registry(newest);
+    }
+
     /// Shards of this core that miss control objects of shard 0's registry, now at `version`, take in `records` of
     /// them. No peer is listened to before they are durable here. Call once, before the first turn.
     pub fn catch_up(&mut self, now: Now, version: u64, records: &[u8]) {
@@ -435,7 +448,7 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
             None => {
                 let refusal = escapement_engine::Refusal {
                     code: ErrorCode::Unavailable,
-                    message: format!("shard {} has stopped: see the node's standard error", shard.0),
+                    message: format!("shard {} is not serving: see the node's standard error", shard.0),
                     retry_after_ms: 1_000,
                 };
                 self.replies.extend(ticket.map(|ticket| Reply { ticket, body: ReplyBody::Refused(refusal) }));
