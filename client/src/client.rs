@@ -185,7 +185,10 @@ impl Redial {
             return Err(error);
         }
         if self.since.elapsed() >= self.give_up_after {
-            return Err(ClientError::GivenUp { waited_s: self.give_up_after.as_secs() });
+            return Err(ClientError::GivenUp {
+                waited_s: self.give_up_after.as_secs(),
+                reason: error.to_string(),
+            });
         }
         let asked = match error {
             ClientError::Refused { retry_after_ms, .. } => Duration::from_millis(retry_after_ms.into()),

@@ -38,13 +38,15 @@ pub enum ClientError {
         /// What happened.
         reason: String,
     },
-    /// The connection could not be had back in time. What was sent and not acknowledged may be stored or not.
+    /// The connection, or the session on it, could not be had back in time. What was sent and not acknowledged may be stored or not.
     #[error(
-        "given up after {waited_s} s without a connection: what was not acknowledged may be stored or not"
+        "given up after {waited_s} s: {reason}; what was published and not acknowledged may be stored or not"
     )]
     GivenUp {
         /// How long it was tried.
         waited_s: u64,
+        /// What the last try came to.
+        reason: String,
     },
     /// Certificates, keys or their files.
     #[error("{what}: {reason}")]

@@ -30,5 +30,6 @@ pub use publisher::{
     BatchGuard, BatchReceipt, Publisher, PublisherOptions, PublisherStats, Receipt, ReceiptRun, Refusal,
 };
 pub use subscriber::{
-    Answer, Attempt, PushHandler, ResultSink, Stopper, Subscriber, SubscriberOptions, Task, Tasks,
+    Answer, Attempt, PushHandler, ResultSink, SessionChange, Stopper, Subscriber, SubscriberOptions, Task,
+    Tasks,
 };

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use escapement_protocol::frame::{Credit, PushBatch, ResultItem, Subscribed};
-use escapement_protocol::{AttemptResult, Tag};
+use escapement_protocol::{AttemptResult, ErrorCode, Tag};
 use tokio::sync::{Notify, mpsc};
 
 use crate::dial::random;
@@ -38,6 +38,16 @@ impl Default for SubscriberOptions {
     }
 }
 
+/// What became of a subscriber's session.
+#[derive(Clone, Copy, Debug)]
+pub enum SessionChange<'a> {
+    /// Nothing is received for this reason, and it is tried again. Said once for each reason that the node gives,
+    /// not for each try.
+    Lost(&'a ClientError),
+    /// A session began after one was lost or could not be had.
+    Restored,
+}
+
 /// A subscriber that is not running yet.
 #[derive(Debug)]
 pub struct Subscriber {
@@ -47,6 +57,45 @@ pub struct Subscriber {
     /// Where this subscriber runs: sessions of one subscription under the same number replace each other.
     host: u64,
     stop: Arc<Stop>,
+    watch: Watch,
+}
+
+/// Who is told of changes of the session, and what they were told last.
+#[derive(Default)]
+struct Watch {
+    tell: Option<Box<dyn FnMut(SessionChange<'_>) + Send + Sync>>,
+    /// The session is lost; for the node's own reason where it gave one.
+    lost: Option<Option<ErrorCode>>,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    fn lost(&mut self, error: &ClientError) {
+        let code = error.code();
+        // A dial that fails says no more than the loss before it did; a node that refuses does.
+        if self.lost.is_some_and(|told| code.is_none() || told == code) {
+            return;
+        }
+        self.lost = Some(code);
+        self.say(SessionChange::Lost(error));
+    }
+
+    fn attached(&mut self) {
+        if self.lost.take().is_some() {
+            self.say(SessionChange::Restored);
+        }
+    }
+
+    fn say(&mut self, change: SessionChange<'_>) {
+        if let Some(tell) = &mut self.tell {
+            tell(change);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -109,7 +158,14 @@ impl Subscriber {
     pub(crate) fn new(client: Client, subscription: &str, options: SubscriberOptions) -> Self {
         // 0 would mean that the host is not named.
         let host = random() | 1;
-        Subscriber { client, subscription: subscription.to_owned(), options, host, stop: Arc::default() }
+        Subscriber {
+            client,
+            subscription: subscription.to_owned(),
+            options,
+            host,
+            stop: Arc::default(),
+            watch: Watch::default(),
+        }
     }
 
     /// A handle that ends the subscriber from elsewhere.
@@ -118,12 +174,20 @@ impl Subscriber {
         Stopper(self.stop.clone())
     }
 
+    /// Tells `watch` when the session is lost and when there is one again. It runs between reads: what it waits for,
+    /// everyone waits for. An error that ends the subscriber is not told, but returned.
+    #[must_use]
+    pub fn watched(mut self, watch: impl FnMut(SessionChange<'_>) + Send + Sync + 'static) -> Self {
+        self.watch.tell = Some(Box::new(watch));
+        self
+    }
+
     /// Runs until it is stopped, handing each frame to `handler`.
     ///
     /// # Errors
     /// What ended it otherwise: no such subscription, or a node that stayed away for too long.
     pub async fn run_batches(self, handler: &mut impl PushHandler) -> Result<(), ClientError> {
-        session::run(&self, &Arc::new(Outbox::default()), handler).await
+        session::run(self, &Arc::new(Outbox::default()), handler).await
     }
 
     /// Runs until it is stopped, answering each attempt with what `handler` returns. The handler
@@ -162,7 +226,7 @@ impl Subscriber {
                 tokio::spawn(async move { answer.give(running.await) });
             });
         };
-        session::run(&self, &outbox, &mut spawn).await
+        session::run(self, &outbox, &mut spawn).await
     }
 
     /// Runs in the background, and hands over tasks as they are asked for.
@@ -180,7 +244,7 @@ impl Subscriber {
                     let _ = sender.send((task, answer));
                 });
             };
-            session::run(&self, &outbox, &mut forward).await
+            session::run(self, &outbox, &mut forward).await
         });
         Tasks { tasks, stopper, running: Some(running) }
     }

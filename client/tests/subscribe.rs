@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use escapement_client::{PublisherOptions, SubscriberOptions};
+use escapement_client::{PublisherOptions, SessionChange, SubscriberOptions};
 use escapement_protocol::event::{Due, EventSpec};
 use escapement_protocol::{AttemptResult, ErrorCode, TopicId};
 use support::FakeNode;
@@ -121,6 +121,36 @@ async fn a_new_session_names_the_attempts_that_still_run() {
     );
     tasks.stop();
     assert!(tasks.next().await.expect("stopped by us").is_none());
+}
+
+#[tokio::test]
+async fn a_lost_session_is_told_once_and_so_is_the_next_one() {
+    let node = FakeNode::start();
+    let client = node.client().await;
+    let (told, changes) = std::sync::mpsc::channel();
+    let subscriber = client.subscriber("s", SubscriberOptions::default()).watched(move |change| {
+        let line = match change {
+            SessionChange::Lost(why) => format!("lost: {why}"),
+            SessionChange::Restored => "restored".to_owned(),
+        };
+        told.send(line).expect("read at the end");
+    });
+    let stopper = subscriber.stopper();
+    node.script.cut_after_batches.store(1, std::sync::atomic::Ordering::Relaxed);
+    let publishing = async {
+        let publisher = client.publisher(PublisherOptions::default()).await.expect("a publisher");
+        let event = EventSpec::new(Due::After(0), "0", b"0");
+        publisher.publish(TopicId(1), &event).await.expect("accepted in the end");
+    };
+    let running = subscriber.run(|_| {
+        stopper.stop();
+        AttemptResult::Success
+    });
+    let (ended, ()) = tokio::join!(running, publishing);
+    ended.expect("stopped by us");
+    let changes: Vec<String> = changes.iter().collect();
+    assert_eq!(changes.len(), 2, "{changes:?}");
+    assert!(changes[0].starts_with("lost: ") && changes[1] == "restored", "{changes:?}");
 }
 
 #[tokio::test]

@@ -88,6 +88,33 @@ fn a_retryable_answer_brings_the_event_again() {
 }
 
 #[test]
+fn a_subscriber_says_once_that_the_node_is_away_and_once_that_it_is_back() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let issued = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    fs::write(&certificate, issued.cert.pem()).unwrap();
+    fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    let flags =
+        [format!("--tls-certificate={}", certificate.display()), format!("--tls-key={}", key.display())];
+    let node = Node::start_with(&data, &flags).with_mail();
+    let args = ["subscribe", "--subscription", "mailer", "--count", "2"];
+    let subscriber = Running::start(&mut node.command(&args));
+    node.ask(&["publish", "--topic", "mail", "--data", "before"]);
+    assert!(subscriber.line().ends_with("before"));
+    let addr = node.addr.clone();
+    node.process.signal("TERM");
+    node.process.end();
+    let line = subscriber.notice(|_| true);
+    assert!(line.starts_with("not receiving, and trying again: "), "{line}");
+    let node = Node::start_with(&data, &[&flags[..], &[format!("--listen={addr}")]].concat());
+    assert_eq!(subscriber.notice(|_| true), "receiving again");
+    node.ask(&["publish", "--topic", "mail", "--data", "after"]);
+    assert!(subscriber.line().ends_with("after"));
+    assert_eq!(subscriber.end().stderr, "");
+}
+
+#[test]
 fn a_second_engine_is_refused_and_the_first_goes_on() {
     let dir = scratch();
     let data = dir.path().join("data");

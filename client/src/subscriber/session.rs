@@ -9,7 +9,7 @@ use escapement_protocol::frame::{Items, ResultItem, Subscribe, Subscribed, encod
 use escapement_protocol::{Epoch, Frame, FrameDecoder, FrameError, Tag};
 use quinn::SendStream;
 
-use super::{Outbox, PushHandler, ResultSink, Stop, Subscriber};
+use super::{Outbox, PushHandler, ResultSink, Stop, Subscriber, Watch};
 use crate::ClientError;
 use crate::client::Redial;
 use crate::link::{encoded, refusal};
@@ -28,18 +28,30 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Runs sessions until one ends because the subscriber was stopped.
 pub(super) async fn run(
-    subscriber: &Subscriber,
+    mut subscriber: Subscriber,
     outbox: &Arc<Outbox>,
     handler: &mut impl PushHandler,
 ) -> Result<(), ClientError> {
     let mut redial = Redial::new(subscriber.client.options());
     let mut epoch = None;
+    let mut watch = std::mem::take(&mut subscriber.watch);
     loop {
-        let mut session = Session { outbox, handler: &mut *handler, epoch: &mut epoch, redial: &mut redial };
-        match session.run(subscriber).await {
+        let mut session = Session {
+            outbox,
+            handler: &mut *handler,
+            epoch: &mut epoch,
+            redial: &mut redial,
+            watch: &mut watch,
+        };
+        match session.run(&subscriber).await {
             Ok(()) => return Ok(()),
             Err(_) if subscriber.stop.asked.load(Ordering::Relaxed) => return Ok(()),
-            Err(error) => redial.wait(error).await?,
+            Err(error) => {
+                if error.is_retryable() {
+                    watch.lost(&error);
+                }
+                redial.wait(error).await?;
+            }
         }
     }
 }
@@ -50,6 +62,7 @@ struct Session<'a, H> {
     /// Generation that the running attempts' tags belong to.
     epoch: &'a mut Option<Epoch>,
     redial: &'a mut Redial,
+    watch: &'a mut Watch,
 }
 
 /// What a session reads and writes by.
@@ -133,6 +146,7 @@ impl<H: PushHandler> Session<'_, H> {
             self.outbox.forget();
         }
         *self.redial = self.redial.again();
+        self.watch.attached();
         self.handler.attached(subscribed);
     }
 

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 
-use escapement_client::{Attempt, Client, Stopper, SubscriberOptions};
+use escapement_client::{Attempt, Client, SessionChange, Stopper, SubscriberOptions};
 use escapement_protocol::{AttemptResult, WallMs};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,11 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::connect::ConnectArgs;
 use super::failure::Failure;
 use super::moment::{now, rfc3339};
-use super::output::Output;
+use super::output::{Output, notice};
 
 const AFTER_HELP: &str = "\
 Each attempt is printed on a line of its own and then answered. Lateness is what this machine's clock sees: the way
-from the node and a difference between the clocks count too. Ctrl-C and SIGTERM end the command after what it has is answered.
+from the node and a difference between the clocks count too. When the node is lost, and when it is back, a line on
+standard error says so. Ctrl-C and SIGTERM end the command after what it has is answered.
 
 Examples:
   escapement subscribe --subscription mailer
@@ -77,7 +78,10 @@ pub(super) async fn receive(
         // One at a time, so that hardly anything is pushed beyond the count and has to be put back.
         options.credit_tasks = 1;
     }
-    let subscriber = client.subscriber(subscription, options);
+    let subscriber = client.subscriber(subscription, options).watched(|change| match change {
+        SessionChange::Lost(why) => notice(&format!("not receiving, and trying again: {why}")),
+        SessionChange::Restored => notice("receiving again"),
+    });
     let stopper = subscriber.stopper();
     let mut left = count.unwrap_or(u64::MAX);
     let mut failed = None;

@@ -157,7 +157,17 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a node and waits until it takes connections.
     pub(crate) fn start(data: &Path) -> Node {
-        let process = Running::start(&mut command(&serve_args(data)));
+        Node::start_with(data, &[])
+    }
+
+    /// The same, with more flags of the form `--name=value`, which replace those of [`serve_args`].
+    pub(crate) fn start_with(data: &Path, flags: &[String]) -> Node {
+        let name = |flag: &str| flag.split('=').next().map(str::to_owned);
+        let replaced =
+            |arg: &OsStr| arg.to_str().is_some_and(|arg| flags.iter().any(|flag| name(flag) == name(arg)));
+        let args: Vec<&OsStr> = serve_args(data).into_iter().filter(|arg| !replaced(arg)).collect();
+        let mut command = command(&args);
+        let process = Running::start(command.args(flags));
         let line = process.line();
         let words: Vec<&str> = line.split(' ').collect();
         let ["listening", "on", addr, "cert-sha256", cert_sha256] = words[..] else { panic!("{line}") };
