@@ -12,7 +12,7 @@ use escapement_frontend::quic::{QuicClock, QuicConfig, QuicConfigError, QuicKeys
 use escapement_frontend::tls::{ServerTls, TlsError, TlsFiles};
 use escapement_protocol::{Epoch, Now, ShardId, WallMs};
 use escapement_router::Credit;
-use escapement_wal::{FsDirectory, LocalWal, LogIdentity, RecoveredBlock, WalConfig};
+use escapement_wal::{FsDirectory, LocalWal, LogIdentity, Loss, RecoveredBlock, WalConfig};
 
 use crate::clock_notice::ClockNotice;
 use crate::config::{CORES_MAX, NodeConfig};
@@ -117,6 +117,7 @@ struct Recovered {
     log: LocalWal,
     epoch: Epoch,
     leader_time: WallMs,
+    loss: Option<Loss>,
 }
 
 /// Runs a node until it is drained or fails.
@@ -267,10 +268,39 @@ fn recover(
             }
         }
     }
+    tell_losses(config.accept_loss, &recovered, !refused.is_empty(), on_notice);
     if recovered.iter().all(Option::is_none) {
         return Err(ServeError::NoShard(refused));
     }
     Ok(recovered)
+}
+
+/// Says what was given up, and where a token was given for nothing.
+fn tell_losses(
+    token: Option<u64>,
+    recovered: &[Option<Recovered>],
+    refused: bool,
+    on_notice: &impl Fn(&str),
+) {
+    let Some(token) = token else { return };
+    let losses = recovered.iter().enumerate().filter_map(|(shard, r)| Some((shard, r.as_ref()?.loss?)));
+    let mut given_up = false;
+    for (shard, Loss { first, last }) in losses {
+        given_up = true;
+        on_notice(&format!(
+            "shard {shard} gave up blocks {first} to {last}, which were acknowledged, as --accept-loss {token:016x} asked: \
+             the events in them are lost; remove the setting"
+        ));
+    }
+    if given_up {
+        return;
+    }
+    let then = if refused {
+        "give the token that a refusal above offers"
+    } else {
+        "no log asks for one: remove the setting"
+    };
+    on_notice(&format!("--accept-loss {token:016x} fits no damage, and nothing was given up: {then}"));
 }
 
 fn recover_shard(
@@ -297,7 +327,13 @@ fn recover_shard(
     shard.replayed().map_err(|error| error.to_string())?;
     remove_left_over(&mut dir, &shard)
         .map_err(|error| format!("removing what is left over in far: {error}"))?;
-    Ok(Recovered { shard, log, epoch: report.epoch, leader_time: report.leader_time })
+    Ok(Recovered {
+        shard,
+        log,
+        epoch: report.epoch,
+        leader_time: report.leader_time,
+        loss: report.accepted_loss,
+    })
 }
 
 /// What one core's thread starts from. Everything in it may cross threads.

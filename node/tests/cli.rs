@@ -302,6 +302,39 @@ fn inspect_shows_what_a_killed_node_left_and_changes_nothing() {
     assert_eq!(run(&["inspect", data_text, "--shard=2"]).code, Some(2));
 }
 
+#[test]
+fn a_loss_that_is_accepted_is_named_and_a_token_that_fits_nothing_too() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let node = Node::start(&data).with_mail();
+    for id in 0..8 {
+        node.ask(&["publish", "--topic", "mail", "--delay", "1h", "--id", &format!("event-{id}")]);
+    }
+    node.process.kill();
+    // The first block behind the one that opened the epoch: what came after it was acknowledged.
+    let segment = data.join("shard-0000/wal/0000.seg");
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[8192 + 200] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+
+    let serve = |token: &str| {
+        let node = Node::start_with(&data, &[format!("--accept-loss={token}")]);
+        node.process.signal("TERM");
+        node.process.end().stderr
+    };
+    let said = serve("00000000deadbeef");
+    assert!(said.contains("--accept-loss 00000000deadbeef fits no damage"), "{said}");
+    assert!(said.contains("shard 0 is not serving"), "{said}");
+    let (_, token) = said.split_once("with --accept-loss ").unwrap();
+    let token = &token[..16];
+    let (_, range) = said.split_once("acknowledged blocks ").unwrap();
+    let (range, _) = range.split_once(" are damaged").unwrap();
+    let said = serve(token);
+    assert!(said.contains(&format!("shard 0 gave up blocks {range}, ")), "{range}: {said}");
+    let said = serve(token);
+    assert!(said.contains("remove the setting") && !said.contains("gave up"), "{said}");
+}
+
 fn json_lines(ended: &Ended) -> Vec<Value> {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

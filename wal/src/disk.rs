@@ -180,6 +180,14 @@ pub trait Directory {
         Ok(self.size(path)?.is_some())
     }
 
+    /// Whether a directory is there. Where directories are not kept apart from what is in them, every one is.
+    ///
+    /// # Errors
+    /// As [`Directory::list`].
+    fn has_dir(&mut self, _dir: &str) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// Reads into `buf` from `offset`, past the page cache; answers how many bytes there were, less than
     /// `buf.len()` only at the end of the file. `offset` is a multiple of 4 KiB, `buf` aligned to 4 KiB.
     ///

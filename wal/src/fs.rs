@@ -96,6 +96,13 @@ impl Directory for FsDirectory {
         }
     }
 
+    fn has_dir(&mut self, dir: &str) -> io::Result<bool> {
+        match std::fs::metadata(self.root.join(dir)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            metadata => Ok(metadata?.is_dir()),
+        }
+    }
+
     fn read_at(&mut self, path: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let file = self.file(path)?;
         let mut done = 0;

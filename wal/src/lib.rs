@@ -36,4 +36,4 @@ pub use format::BlockKind;
 pub use fs::FsDirectory;
 pub use local::{LocalWal, LogUsage};
 pub use log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
-pub use recovery::{OpenError, RecoveredBlock, RecoveryReport, format as format_log, open};
+pub use recovery::{Loss, OpenError, RecoveredBlock, RecoveryReport, format as format_log, open};

@@ -155,12 +155,14 @@ fn a_refused_log_is_left_as_it_is() {
 #[test]
 fn a_loss_is_accepted_only_with_the_token_of_exactly_that_finding() {
     let (mut rig, error, kept_count) = corrupt_log();
-    let OpenError::Corrupt { token, .. } = error else { panic!("not what was planted: {error}") };
+    let OpenError::Corrupt { token, first, last, .. } = error else {
+        panic!("not what was planted: {error}")
+    };
     rig.config.accept_loss = Some(token ^ 1);
     rig.reopen().expect_err("another token is no consent");
     rig.config.accept_loss = Some(token);
     let (found, report) = rig.reopen().expect("the loss is accepted");
-    assert!(report.accepted_loss);
+    assert_eq!(report.accepted_loss, Some(Loss { first, last }));
     assert_eq!(found.len(), kept_count);
 
     // Nothing that was given up may haunt a later opening, also after the log has grown again.
@@ -173,6 +175,6 @@ fn a_loss_is_accepted_only_with_the_token_of_exactly_that_finding() {
     rig.settle();
     rig.disk.power_cut();
     let (found, report) = rig.reopen().expect("the log is whole again");
-    assert!(!report.accepted_loss);
+    assert_eq!(report.accepted_loss, None);
     assert_eq!(found.len(), kept_count + 30);
 }

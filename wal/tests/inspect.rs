@@ -53,3 +53,16 @@ fn an_inspection_shows_every_block_and_does_not_hide_damage() {
     let whole: usize = seen.segments.iter().map(|segment| segment.extents().count()).sum();
     assert_eq!(whole, written.len() + 1, "a damaged block is shown, with the block that opened the epoch");
 }
+
+#[test]
+fn a_log_without_its_segment_folder_is_refused_without_a_token() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+    let mut files = FsDirectory::new(dir.path());
+    let config = WalConfig::tiny();
+    format_log(&mut files, IDENTITY, &config).expect("an empty directory can be formatted");
+    open(&mut files, IDENTITY, &config, &mut |_| {}).expect("a new log opens");
+    std::fs::remove_dir_all(dir.path().join("wal")).expect("it is there");
+    let mut files = FsDirectory::new(dir.path());
+    let refused = open(&mut files, IDENTITY, &config, &mut |_| {}).expect_err("nothing is left to open");
+    assert!(matches!(refused, OpenError::SegmentsMissing { .. }), "{refused}");
+}

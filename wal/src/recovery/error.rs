@@ -4,7 +4,7 @@ use std::io;
 
 use super::table::RecoveryCase;
 use crate::config::LogIdentity;
-use crate::disk::FileId;
+use crate::disk::{FileId, SEGMENT_DIR};
 use crate::format::FORMAT_VERSION;
 use crate::log::BlockSeq;
 
@@ -90,10 +90,20 @@ pub enum OpenError {
         /// What it should be.
         expected_bytes: u64,
     },
+    /// The directory of the segment files is gone, and with it every block. A loss cannot be accepted here: it ends a
+    /// log, and there is none.
+    #[error(
+        "the folder {SEGMENT_DIR}/ is missing, which held blocks up to {committed_through} at least: put it back, or restore \
+         the shard's directory from a copy"
+    )]
+    SegmentsMissing {
+        /// Last block that `SUPER` knows to have been acknowledged.
+        committed_through: BlockSeq,
+    },
     /// Acknowledged blocks are damaged or missing. The log is left as it is.
     #[error(
         "acknowledged blocks {first} to {last} are damaged ({case:?} in segment {segment_id} at byte {offset}): \
-         copy the directory, then restore it, or accept the loss with token {token:016x}"
+         copy the directory, then restore it, or give these blocks up with --accept-loss {token:016x}"
     )]
     Corrupt {
         /// First block that can't be read.

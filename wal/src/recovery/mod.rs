@@ -90,8 +90,17 @@ pub struct RecoveryReport {
     pub leader_time: WallMs,
     /// Why the chain ended where it did.
     pub end: RecoveryCase,
-    /// Whether acknowledged blocks were given up, as an operator had asked.
-    pub accepted_loss: bool,
+    /// The acknowledged blocks that were given up, where an operator had asked for it.
+    pub accepted_loss: Option<Loss>,
+}
+
+/// Acknowledged blocks that are no more: those that the refusal named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The first of them.
+    pub first: BlockSeq,
+    /// The last that is known to have been acknowledged.
+    pub last: BlockSeq,
 }
 
 /// Makes a new, empty log in a directory that holds none.
@@ -169,6 +178,9 @@ pub fn open(
     if let Some(fault) = config.fault() {
         return Err(OpenError::InvalidConfig(fault));
     }
+    if !dir.has_dir(SEGMENT_DIR).map_err(OpenError::io("look for", SEGMENT_DIR))? {
+        return Err(OpenError::SegmentsMissing { committed_through: superblock.committed_through });
+    }
     let slots = slots::survey(dir, &identity, config.segment_size_bytes)?;
     let mut recovery = Recovery {
         identity,
@@ -207,7 +219,7 @@ pub fn open(
         end,
         accepted_loss,
     };
-    let opened = recovery.repair(dir, accepted_loss)?;
+    let opened = recovery.repair(dir, accepted_loss.is_some())?;
     report.epoch = opened.epoch;
     Ok((LocalWal::from_opened(opened), report))
 }
@@ -310,11 +322,11 @@ impl Recovery {
         Ok(())
     }
 
-    /// Decides about the end of the chain; answers whether a loss is accepted.
-    fn judge(&self, case: RecoveryCase) -> Result<bool, OpenError> {
+    /// Decides about the end of the chain; answers which loss is accepted.
+    fn judge(&self, case: RecoveryCase) -> Result<Option<Loss>, OpenError> {
         let (first, last) = (self.scan.cursor.next, self.scan.evidence.committed_through);
         if verdict(case, first, last) != Verdict::Corrupt {
-            return Ok(false);
+            return Ok(None);
         }
         let (segment_id, offset) = self.end_place();
         let mut finding = [0; 64];
@@ -326,7 +338,7 @@ impl Recovery {
         finding[48..].copy_from_slice(&self.scan.cursor.prev_checksum.0.to_le_bytes());
         let token = xxh3_64(&finding);
         if self.config.accept_loss == Some(token) {
-            return Ok(true);
+            return Ok(Some(Loss { first, last }));
         }
         Err(OpenError::Corrupt { first, last, case, segment_id, offset, token })
     }
