@@ -162,6 +162,7 @@ fn codec(c: &mut Criterion) {
             durability: Durability::LOCAL_DISK,
             runs: black_box(&runs[..]).into(),
             exceptions: Items::default(),
+            exhausted: "",
         };
         encode_publish_ack(&ack, &mut out).expect("it fits");
         decode(&out, false);

@@ -206,6 +206,16 @@ fn refusals_and_unreachable_nodes_have_their_own_status() {
 }
 
 #[test]
+fn a_refusal_for_a_limit_names_the_limit() {
+    let dir = scratch();
+    let node = Node::start_with(&dir.path().join("data"), &["--admission=1/s".to_owned()]).with_mail();
+    // A second passes at most once or twice meanwhile, and two shards have one token each.
+    let refused = (0..20).map(|_| node.run(&["publish", "--topic", "mail"])).find(|e| e.code == Some(3));
+    let stderr = refused.expect("twenty events are more than the rate allows").stderr;
+    assert!(stderr.contains("RESOURCE_EXHAUSTED: the node's admission rate is reached"), "{stderr}");
+}
+
+#[test]
 fn a_signal_drains_the_node() {
     let dir = scratch();
     for signal in ["TERM", "INT"] {

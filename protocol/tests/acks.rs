@@ -18,6 +18,7 @@ fn ack<'a>(through_item: u64, runs: &'a [AckRun], exceptions: &'a [AckException]
         durability: Durability::LOCAL_DISK,
         runs: runs.into(),
         exceptions: exceptions.into(),
+        exhausted: "",
     }
 }
 

@@ -155,10 +155,25 @@ fn a_hand_laid_publish_ack_is_what_the_schema_says() {
         durability: ack.durability.0,
         runs,
         exceptions,
+        exhausted: None,
     };
     let root = wire::PublishAck::create(&mut b, &args);
     b.finish_minimal(root);
     assert_eq!(parse_body(FrameKind::PublishAck, b.finished_data()), Ok(frame.clone()));
+}
+
+#[test]
+fn an_acknowledgement_with_words_is_what_the_schema_says() {
+    let Frame::PublishAck(plain) = sample(FrameKind::PublishAck) else { unreachable!() };
+    for exhausted in ["x", "seven b", "eight by", "the log is full: publish again later"] {
+        let frame = Frame::PublishAck(PublishAck { exhausted, ..plain });
+        let bytes = body(&frame);
+        let table = read::<wire::PublishAck<'_>>(&bytes);
+        assert_eq!(table.exhausted(), Some(exhausted));
+        assert_eq!((table.through_item(), table.durability()), (plain.through_item, plain.durability.0));
+        assert_eq!(parse_body(FrameKind::PublishAck, &bytes), Ok(frame));
+    }
+    assert_eq!(read::<wire::PublishAck<'_>>(&body(&Frame::PublishAck(plain))).exhausted(), None);
 }
 
 #[test]
@@ -422,6 +437,7 @@ fn the_longest_answer_to_a_full_batch_fits_a_frame() {
         durability: Durability::LOCAL_DISK,
         runs: Items::from(runs.as_slice()),
         exceptions: Items::default(),
+        exhausted: "",
     };
     let bytes = encoded(&Frame::PublishAck(ack));
     // Twice that still fits, so that answers left over from before may come along.

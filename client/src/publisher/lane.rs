@@ -4,6 +4,7 @@
 //! share; nobody waits while holding it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use escapement_protocol::event::{Due, EventError, EventSpec};
@@ -11,13 +12,12 @@ use escapement_protocol::frame::{
     AckRun, Events, Frame, FrameKind, PREFIX_SIZE_BYTES, PublishAck, PublishBatch, PublishBatchWriter,
     encode_publish_batch, parse_body,
 };
-use escapement_protocol::{FrameError, TopicId};
+use escapement_protocol::{ErrorCode, FrameError, TopicId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{BatchReceipt, PublisherOptions, PublisherStats, Receipt};
 use crate::ClientError;
-use crate::error::refused_event;
 
 /// Frames handed to the stream at once: enough to fill several datagrams, few enough to stay fresh.
 const FRAMES_OUT_MAX: usize = 64;
@@ -97,7 +97,7 @@ impl Sealed {
                         Some(Err(refusal)) => Err(ClientError::Refused {
                             number: refusal.number,
                             retry_after_ms: refusal.retry_after_ms,
-                            message: refused_event(refusal.number).to_owned(),
+                            message: self.receipt.words_of(refusal).to_owned(),
                         }),
                         None => Err(ClientError::lost("the event was not answered")),
                     };
@@ -301,6 +301,7 @@ impl LaneState {
         ack.items(self.answered_through..sent_through)?;
         let (mut runs, mut exceptions) = (ack.runs.iter(), ack.exceptions.iter().peekable());
         let mut rest: Option<AckRun> = None;
+        let mut exhausted: Option<Arc<str>> = None;
         while self.answered_through < ack.through_item
             && let Some(sealed) = self.sent.front_mut()
         {
@@ -308,6 +309,10 @@ impl LaneState {
             let index = sealed.answered + (item - sealed.first_item) as u32;
             if let Some(exception) = exceptions.next_if(|exception| exception.item == item) {
                 sealed.receipt.refuse(index, exception);
+                if exception.code == ErrorCode::ResourceExhausted as u16 && !ack.exhausted.is_empty() {
+                    let words = exhausted.get_or_insert_with(|| ack.exhausted.into());
+                    sealed.receipt.exhausted = Some(Arc::clone(words));
+                }
                 self.stats.refused += 1;
                 self.answered_through += 1;
             } else if let Some(run) = rest.take().or_else(|| runs.next()) {

@@ -1,7 +1,11 @@
 //! What becomes of published events.
 
+use std::sync::Arc;
+
 use escapement_protocol::frame::{AckException, AckRun, Durability};
 use escapement_protocol::{ErrorCode, EventId, Sequence, ShardId, WallMs};
+
+use crate::error::refused_event;
 
 /// An accepted event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub struct BatchReceipt {
     pub refusals: Vec<Refusal>,
     /// How safe the accepted ones are: the last acknowledgement's word.
     pub durability: Option<Durability>,
+    /// Which limits the events met that were refused with [`ErrorCode::ResourceExhausted`], in the node's words.
+    pub exhausted: Option<Arc<str>>,
     /// Whether the batch was sent more than once, so that events of it may be stored twice.
     pub resent: bool,
 }
@@ -85,6 +91,14 @@ impl BatchReceipt {
             accepted: run.accepted,
             durability: self.durability.unwrap_or(Durability(0)),
         }))
+    }
+
+    /// Why an event was refused: in the node's words, where it sent some.
+    pub(super) fn words_of(&self, refusal: Refusal) -> &str {
+        match &self.exhausted {
+            Some(words) if refusal.code() == Some(ErrorCode::ResourceExhausted) => words,
+            _ => refused_event(refusal.number),
+        }
     }
 
     pub(super) fn accept(&mut self, first_index: u32, run: AckRun, durability: Durability) {

@@ -238,6 +238,7 @@ impl Stream {
             durability: Durability::LOCAL_DISK,
             runs: Items::from(&runs[..]),
             exceptions: Items::from(&exceptions[..]),
+            exhausted: "",
         })));
         false
     }

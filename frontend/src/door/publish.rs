@@ -56,6 +56,9 @@ enum Layout {
 
 const EXCEPTION: u16 = u16::MAX;
 
+/// Most bytes of words about limits in one acknowledgement.
+const EXHAUSTED_SIZE_BYTES_MAX: usize = 1_024;
+
 #[derive(Debug)]
 struct Batch {
     first_item: u64,
@@ -78,6 +81,8 @@ pub(super) struct Publisher {
     batches: VecDeque<Batch>,
     runs: Vec<AckRun>,
     exceptions: Vec<AckException>,
+    /// The limits that the exceptions met, each once.
+    exhausted: String,
 }
 
 impl<S: Copy + Eq + std::hash::Hash> Door<S> {
@@ -214,6 +219,16 @@ fn verify(now: Now, topic: TopicId, event: &[u8], shard_count: u16) -> Result<Sh
     Ok(shard_of(topic, view.ordering_key(), view.source(), view.id(), shard_count))
 }
 
+/// Adds a limit's words to those of others, once.
+fn note(words: &mut String, message: &str) {
+    let separator = if words.is_empty() { "" } else { "; " };
+    let fits = words.len() + separator.len() + message.len() <= EXHAUSTED_SIZE_BYTES_MAX;
+    if fits && !words.contains(message) {
+        words.push_str(separator);
+        words.push_str(message);
+    }
+}
+
 impl Batch {
     fn refuse_all(&mut self, refusal: &Refusal) {
         self.layout = Layout::Mixed(vec![EXCEPTION; self.count as usize]);
@@ -252,10 +267,12 @@ impl Publisher {
             durability: Durability::LOCAL_DISK,
             runs: Items::from(self.runs.as_slice()),
             exceptions: Items::from(self.exceptions.as_slice()),
+            exhausted: &self.exhausted,
         };
         encode_publish_ack(&ack, out).expect("answers are bounded by the frames they answer");
         self.runs.clear();
         self.exceptions.clear();
+        self.exhausted.clear();
     }
 
     fn answer(&mut self, mut batch: Batch) {
@@ -295,6 +312,9 @@ impl Publisher {
                 code: refusal.code as u16,
             };
             self.exceptions.extend((item..).take(count as usize).skip(good as usize).map(exception));
+            if refusal.code == ErrorCode::ResourceExhausted {
+                note(&mut self.exhausted, &refusal.message);
+            }
         }
         part.taken += count;
     }

@@ -6,8 +6,8 @@
 //! ordinary FlatBuffers of the schema.
 
 use super::{
-    AckRun, BATCH_COUNT_MAX, Events, Fixed, FrameError, FrameKind, Items, PREFIX_SIZE_BYTES, Prefix,
-    PublishAck, PublishBatch, PushBatch, PushItem, ResultItem,
+    AckException, AckRun, BATCH_COUNT_MAX, Events, Fixed, FrameError, FrameKind, Items, PREFIX_SIZE_BYTES,
+    Prefix, PublishAck, PublishBatch, PushBatch, PushItem, ResultItem,
 };
 use crate::event::{EventError, EventSpec, padded_len, stated_len};
 use crate::{Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, TopicId};
@@ -18,6 +18,8 @@ const PUBLISH_HEAD_SIZE_BYTES: usize = 48;
 const PUSH_HEAD_SIZE_BYTES: usize = 40;
 /// Bytes of a `PublishAck` body before its runs.
 const ACK_HEAD_SIZE_BYTES: usize = 48;
+/// The same, where words follow.
+const WORDED_ACK_HEAD_SIZE_BYTES: usize = 56;
 /// Bytes of a `ResultBatch` body before its results.
 const RESULT_HEAD_SIZE_BYTES: usize = 24;
 /// A vector that follows bytes which end at a multiple of 8: 4 zeros, then its length.
@@ -104,7 +106,7 @@ fn push_head(
 /// 16 table: to vtable 12 | 20 to runs 24 | 24 through_item | 32 to exceptions | 36 durability | 37 zeros
 /// 44 length | 48 runs | zeros | length | exceptions
 /// ```
-fn ack_head(ack: &PublishAck<'_>) -> [u8; ACK_HEAD_SIZE_BYTES] {
+fn plain_ack_head(ack: &PublishAck<'_>) -> [u8; ACK_HEAD_SIZE_BYTES] {
     let exceptions_at = ACK_HEAD_SIZE_BYTES + ack.runs.len() * size_of::<<AckRun as Fixed>::Bytes>() + 4;
     Head([0; ACK_HEAD_SIZE_BYTES])
         .u32(0, 16)
@@ -115,6 +117,29 @@ fn ack_head(ack: &PublishAck<'_>) -> [u8; ACK_HEAD_SIZE_BYTES] {
         .u32(32, exceptions_at - 32)
         .byte(36, ack.durability.0)
         .u32(44, ack.runs.len())
+        .0
+}
+
+/// ```text
+///  0 root = 24 | 4 zeros | 10 vtable: 14, 28, through_item 8, durability 20, runs 4, exceptions 16, exhausted 24
+/// 24 table: to vtable 14 | 28 to runs 24 | 32 through_item | 40 to exceptions | 44 durability | 45 zeros
+/// 48 to exhausted | 52 length | 56 runs | zeros | length | exceptions | length | exhausted | zeros
+/// ```
+fn worded_ack_head(ack: &PublishAck<'_>) -> [u8; WORDED_ACK_HEAD_SIZE_BYTES] {
+    let runs_size_bytes = ack.runs.len() * size_of::<<AckRun as Fixed>::Bytes>();
+    let exceptions_at = WORDED_ACK_HEAD_SIZE_BYTES + runs_size_bytes + 4;
+    let exceptions_size_bytes = ack.exceptions.len() * size_of::<<AckException as Fixed>::Bytes>();
+    let exhausted_at = exceptions_at + 4 + exceptions_size_bytes;
+    Head([0; WORDED_ACK_HEAD_SIZE_BYTES])
+        .u32(0, 24)
+        .u16s(10, &[14, 28, 8, 20, 4, 16, 24])
+        .u32(24, 14)
+        .u32(28, 52 - 28)
+        .u64(32, ack.through_item)
+        .u32(40, exceptions_at - 40)
+        .byte(44, ack.durability.0)
+        .u32(48, exhausted_at - 48)
+        .u32(52, ack.runs.len())
         .0
 }
 
@@ -176,13 +201,27 @@ pub fn encode_push_batch(batch: &PushBatch<'_>, out: &mut Vec<u8>) -> Result<(),
 /// # Errors
 /// It would be longer than a frame may be; `out` is then as it was.
 pub fn encode_publish_ack(ack: &PublishAck<'_>, out: &mut Vec<u8>) -> Result<(), FrameError> {
-    let head_size_bytes = body_len(ACK_HEAD_SIZE_BYTES, &ack.runs) + VECTOR_HEAD_SIZE_BYTES;
-    let len_bytes = body_len(head_size_bytes, &ack.exceptions);
+    let words = ack.exhausted.as_bytes();
+    // Its length, and the zero that closes it.
+    let words_size_bytes = if words.is_empty() { 0 } else { (4 + words.len() + 1).next_multiple_of(8) };
+    let plain_or_worded = if words.is_empty() { ACK_HEAD_SIZE_BYTES } else { WORDED_ACK_HEAD_SIZE_BYTES };
+    let head_size_bytes = body_len(plain_or_worded, &ack.runs) + VECTOR_HEAD_SIZE_BYTES;
+    let len_bytes = body_len(head_size_bytes, &ack.exceptions) + words_size_bytes;
     out.extend_from_slice(&Prefix { kind: FrameKind::PublishAck, len_bytes }.to_bytes()?);
-    out.extend_from_slice(&ack_head(ack));
+    if words.is_empty() {
+        out.extend_from_slice(&plain_ack_head(ack));
+    } else {
+        out.extend_from_slice(&worded_ack_head(ack));
+    }
     ack.runs.append_to(out);
     out.extend_from_slice(&vector_head(ack.exceptions.len()));
     ack.exceptions.append_to(out);
+    if !words.is_empty() {
+        let end = out.len() + words_size_bytes;
+        out.extend_from_slice(&(words.len() as u32).to_le_bytes());
+        out.extend_from_slice(words);
+        out.resize(end, 0);
+    }
     Ok(())
 }
 

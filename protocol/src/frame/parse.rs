@@ -50,6 +50,7 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 durability: Durability(table.durability()),
                 runs: items(table.runs())?,
                 exceptions: items(table.exceptions())?,
+                exhausted: table.exhausted().unwrap_or_default(),
             })
         }
         FrameKind::Subscribe => {

@@ -120,6 +120,9 @@ pub struct PublishAck<'a> {
     pub runs: Items<'a, AckRun>,
     /// Refused items, ascending.
     pub exceptions: Items<'a, AckException>,
+    /// For people: which limits the items met that are refused with `RESOURCE_EXHAUSTED`. Empty where none are, and
+    /// where the node does not say.
+    pub exhausted: &'a str,
 }
 
 impl<'a> PublishAck<'a> {

@@ -2336,6 +2336,7 @@ impl<'a> PublishAck<'a> {
   pub const VT_DURABILITY: ::flatbuffers::VOffsetT = 6;
   pub const VT_RUNS: ::flatbuffers::VOffsetT = 8;
   pub const VT_EXCEPTIONS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_EXHAUSTED: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2348,6 +2349,7 @@ impl<'a> PublishAck<'a> {
   ) -> ::flatbuffers::WIPOffset<PublishAck<'bldr>> {
     let mut builder = PublishAckBuilder::new(_fbb);
     builder.add_through_item(args.through_item);
+    if let Some(x) = args.exhausted { builder.add_exhausted(x); }
     if let Some(x) = args.exceptions { builder.add_exceptions(x); }
     if let Some(x) = args.runs { builder.add_runs(x); }
     builder.add_durability(args.durability);
@@ -2383,6 +2385,13 @@ impl<'a> PublishAck<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, AckException>>>(PublishAck::VT_EXCEPTIONS, None)}
   }
+  #[inline]
+  pub fn exhausted(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(PublishAck::VT_EXHAUSTED, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for PublishAck<'_> {
@@ -2395,6 +2404,7 @@ impl ::flatbuffers::Verifiable for PublishAck<'_> {
      .visit_field::<u8>("durability", Self::VT_DURABILITY, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, AckRun>>>("runs", Self::VT_RUNS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, AckException>>>("exceptions", Self::VT_EXCEPTIONS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("exhausted", Self::VT_EXHAUSTED, false)?
      .finish();
     Ok(())
   }
@@ -2404,6 +2414,7 @@ pub struct PublishAckArgs<'a> {
     pub durability: u8,
     pub runs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, AckRun>>>,
     pub exceptions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, AckException>>>,
+    pub exhausted: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for PublishAckArgs<'a> {
   #[inline]
@@ -2413,6 +2424,7 @@ impl<'a> Default for PublishAckArgs<'a> {
       durability: 0,
       runs: None,
       exceptions: None,
+      exhausted: None,
     }
   }
 }
@@ -2439,6 +2451,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PublishAckBuilder<'a, 'b, A> 
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PublishAck::VT_EXCEPTIONS, exceptions);
   }
   #[inline]
+  pub fn add_exhausted(&mut self, exhausted: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PublishAck::VT_EXHAUSTED, exhausted);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PublishAckBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     PublishAckBuilder {
@@ -2460,6 +2476,7 @@ impl ::core::fmt::Debug for PublishAck<'_> {
       ds.field("durability", &self.durability());
       ds.field("runs", &self.runs());
       ds.field("exceptions", &self.exceptions());
+      ds.field("exhausted", &self.exhausted());
       ds.finish()
   }
 }

@@ -121,6 +121,7 @@ fn data_frames() -> Vec<(&'static str, Frame<'static>)> {
                 durability: Durability::LOCAL_DISK,
                 runs: RUNS.into(),
                 exceptions: EXCEPTIONS.into(),
+                exhausted: "",
             }),
         ),
         (

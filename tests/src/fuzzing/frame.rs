@@ -135,6 +135,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         durability: Durability::LOCAL_DISK,
         runs: runs.as_slice().into(),
         exceptions: exceptions.as_slice().into(),
+        exhausted: "",
     });
     let push = Frame::PushBatch(PushBatch {
         subscription: SubscriptionId(9),

@@ -111,6 +111,7 @@ impl World {
             durability: Durability::LOCAL_DISK,
             runs: Items::from(runs.as_slice()),
             exceptions: Items::from(exceptions.as_slice()),
+            exhausted: "",
         };
         let publisher = &mut self.publishers[index];
         let waiting = publisher.first_item..publisher.first_item + publisher.sent as u64;

@@ -67,6 +67,7 @@ impl Bench {
             durability: Durability::LOCAL_DISK,
             runs: Items::from(&runs[..]),
             exceptions: Items::from(&exceptions[..]),
+            exhausted: "",
         })
     }
 
