@@ -6,9 +6,9 @@
 //! | a core cannot start | end at once: nobody was told of this node |
 //! | a core panics | end at once, without another turn: what a core with a bug has told them cannot be relied on |
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     ending: AtomicBool,
     /// Cores that still have work after a drain began. Mail may come until it is 0.
     pub(crate) busy_cores: AtomicU32,
+    /// What an operator is to be told, until somebody looks.
+    notices: Mutex<Vec<String>>,
 }
 
 impl Shared {
@@ -36,6 +38,7 @@ impl Shared {
             draining: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             busy_cores: AtomicU32::new(u32::from(core_count)),
+            notices: Mutex::default(),
         }
     }
 
@@ -55,6 +58,16 @@ impl Shared {
 
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
+    }
+
+    /// Leaves a notice for the operator. Rare: it takes a lock.
+    pub(crate) fn tell(&self, notice: String) {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+    }
+
+    /// The notices since the last look.
+    pub(crate) fn take_notices(&self) -> Vec<String> {
+        std::mem::take(&mut self.notices.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn raise(&self, flag: &AtomicBool) {

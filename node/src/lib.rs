@@ -6,6 +6,7 @@ pub mod config;
 pub mod core;
 mod cores;
 pub mod data_dir;
+mod disk_notice;
 pub mod io;
 mod mesh;
 mod run;

@@ -11,6 +11,7 @@ use quinn_proto::Transmit;
 
 use crate::core::{Core, ShardFailure};
 use crate::cores::Seat;
+use crate::disk_notice::DiskNotice;
 use crate::io::{CoreIo, Drained, SEGMENT_COUNT_MAX, Wait};
 
 /// Bytes read from one stream before the next has its turn.
@@ -37,6 +38,7 @@ pub(crate) struct CoreThread {
     core: Core<StreamKey>,
     quic: QuicServer,
     io: Box<dyn CoreIo>,
+    disk_notice: DiskNotice,
     /// Streams with bytes that were not read yet.
     readable: VecDeque<StreamKey>,
     in_readable: HashSet<StreamKey>,
@@ -54,6 +56,7 @@ impl CoreThread {
             core,
             quic,
             io,
+            disk_notice: DiskNotice::default(),
             readable: VecDeque::new(),
             in_readable: HashSet::new(),
             stuck: None,
@@ -89,7 +92,13 @@ impl CoreThread {
         });
         quic.handle_timeouts(now.mono);
         let core = &mut self.core;
-        self.io.disk_completions(&mut |shard, completion| core.disk_completed(now, shard, completion));
+        let (disk_notice, shared) = (&mut self.disk_notice, &self.seat.shared);
+        self.io.disk_completions(&mut |shard, completion| {
+            if let Some(notice) = disk_notice.completed(shard, &completion) {
+                shared.tell(notice);
+            }
+            core.disk_completed(now, shard, completion);
+        });
         while let Some(mail) = self.seat.shared.mesh.receive(self.seat.index) {
             self.core.receive(now, mail);
         }
@@ -99,6 +108,7 @@ impl CoreThread {
         self.read(now);
         self.core.finish_turn(now);
         while let Some((shard, op)) = self.core.poll_disk_op() {
+            self.disk_notice.submitted(shard, &op);
             self.io.disk_submit(shard, op);
         }
         for core in (0..self.seat.core_count).filter(|core| *core != self.seat.index) {

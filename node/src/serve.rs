@@ -37,8 +37,8 @@ const BATCH_COUNT_MAX: usize = 64;
 /// files; what is gathered waits in memory.
 const RUN_SIZE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// How often it is looked whether an operator has to know of the machine's clock.
-const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether an operator has to know something.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A node that takes connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,10 +174,11 @@ fn serve_with(
     control.attach(&shared);
     on_ready(&Ready { addr, cert_sha256: tls.fingerprint() });
     let mut clock_notice = ClockNotice::default();
-    cores.wait(CLOCK_LOOK_EVERY, || {
+    cores.wait(LOOK_EVERY, || {
         if let Some(notice) = clock_notice.of(clock.status()) {
             on_notice(&notice);
         }
+        shared.take_notices().iter().for_each(|notice| on_notice(notice));
     });
     let mut end = ServeEnd::default();
     for core in cores.join()? {

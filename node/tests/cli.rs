@@ -216,6 +216,34 @@ fn a_refusal_for_a_limit_names_the_limit() {
 }
 
 #[test]
+fn a_segment_file_that_cannot_be_created_is_told_once_and_so_is_the_end_of_it() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let node = Node::start(&data).with_mail();
+    // Where the next segment's file belongs lies something else, as if the disk took no more files.
+    let taken = ["shard-0000", "shard-0001"].map(|shard| data.join(shard).join("wal/0002.seg"));
+    taken.iter().for_each(|path| fs::create_dir(path).unwrap());
+    let large = dir.path().join("large");
+    fs::write(&large, vec![b'x'; 200 * 1024]).unwrap();
+    let args =
+        ["publish", "--topic", "mail", "--delay=1h", "--key=k", "--data-file", large.to_str().unwrap()];
+    // The spare is half full after eight, and the next file is made then.
+    for _ in 0..12 {
+        node.run(&args);
+    }
+    let told = node.process.notice(|line| line.contains("cannot create wal/0002.seg"));
+    assert!(told.contains("free space"), "{told}");
+    taken.iter().for_each(|path| fs::remove_dir(path).unwrap());
+    // An idle core does not try: each request gives it a turn.
+    let next = (0..1_000).find_map(|_| {
+        node.run(&["topic", "list"]);
+        node.process.said()
+    });
+    let next = next.expect("it is tried again every second");
+    assert!(next.ends_with("can create segment files again"), "{next}");
+}
+
+#[test]
 fn a_signal_drains_the_node() {
     let dir = scratch();
     for signal in ["TERM", "INT"] {

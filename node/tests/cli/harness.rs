@@ -57,6 +57,11 @@ impl Running {
         }
     }
 
+    /// The next line on standard error, where there is one already.
+    pub(crate) fn said(&self) -> Option<String> {
+        self.stderr.try_recv().ok()
+    }
+
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.pid());
