@@ -10,17 +10,19 @@
 //!
 //! `docs/operating/data-directory.md` specifies the files. Formatting writes `IDENTITY.new` first and renames it to
 //! `IDENTITY` last, each step durable before the next. So a directory without `IDENTITY` that has `IDENTITY.new` never
-//! held an event, and is formatted anew; one that has neither, but has shards, lost its `IDENTITY` and is refused.
+//! held an event, unless a log in it was opened, and is formatted anew; one that has neither, but has shards, lost its `IDENTITY` and is refused.
 
 mod files;
 mod format;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use escapement_protocol::ShardId;
+use escapement_protocol::{Epoch, ShardId};
+use escapement_wal::disk::SEGMENT_DIR;
+use escapement_wal::format::{EXTENT_ALIGN_BYTES, SEGMENT_HEADER_SIZE_BYTES, Superblock};
 use escapement_wal::{LogIdentity, OpenError};
 
 use crate::config::{ConfigError, NodeConfig};
@@ -67,6 +69,19 @@ pub enum DataDirError {
     NoIdentity {
         /// The directory.
         path: PathBuf,
+    },
+    /// As if formatting had been cut short, but a log in it was in use.
+    #[error(
+        "{path} has IDENTITY.new and no IDENTITY, as formatting leaves it when it is cut short, but {shard} in it was in \
+         use: rename IDENTITY.new back to IDENTITY where that is what it was, or restore IDENTITY from a copy; the \
+         directory is not formatted over its events",
+        path = .path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// One of its shards.
+        shard: String,
     },
     /// There is none, and none was to be made.
     #[error("{path} is no data directory: it has no IDENTITY", path = .path.display())]
@@ -198,6 +213,7 @@ impl DataDir {
         contents.refuse_foreign(path)?;
         let is_new = !contents.has_identity;
         if is_new {
+            contents.refuse_used(path)?;
             config.check_shares(config.shard_count_of_new_directory(), config.segment_size_bytes)?;
             format::format(config, &contents)?;
         }
@@ -348,6 +364,43 @@ impl Contents {
         }
         Ok(())
     }
+
+    /// Refuses shards that formatting did not leave: an `IDENTITY.new` may be an `IDENTITY` that somebody renamed.
+    fn refuse_used(&self, path: &Path) -> Result<(), DataDirError> {
+        for shard in &self.shards {
+            let dir = path.join(shard);
+            if was_opened(&dir).map_err(DataDirError::io("look into", &dir))? {
+                return Err(DataDirError::InUse { path: path.to_owned(), shard: shard.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a shard's directory holds more than formatting puts there.
+fn was_opened(dir: &Path) -> io::Result<bool> {
+    let superblock = match fs::read(dir.join("SUPER")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        read => Some(Superblock::choose(&read?)),
+    };
+    // It comes whole or not at all, and counts how often the log was opened.
+    if superblock.is_some_and(|found| found.map_or(true, |superblock| superblock.epoch > Epoch(0))) {
+        return Ok(true);
+    }
+    let segments = match fs::read_dir(dir.join(SEGMENT_DIR)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    for segment in segments {
+        // Every opening writes a block, and the first one lies behind the header.
+        let mut block = [0; EXTENT_ALIGN_BYTES];
+        let file = File::open(segment?.path())?;
+        let read = file.read_at(&mut block, SEGMENT_HEADER_SIZE_BYTES as u64)?;
+        if block[..read].iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn is_shard_name(name: &str) -> bool {

@@ -9,6 +9,7 @@ pub mod data_dir;
 mod disk_notice;
 pub mod io;
 mod mesh;
+mod open_files;
 mod run;
 pub mod runs;
 pub mod serve;

@@ -20,6 +20,7 @@ use crate::core::{CommitPolicy, Core, CoreConfig, core_of};
 use crate::cores::{Cores, Seat, Shared, Started};
 use crate::data_dir::DataDir;
 use crate::io::{self, BindError, CoreSetup, CoreSocket, HostError, HostKind, NodeClock, StartAhead};
+use crate::open_files::explained;
 use crate::run::{CoreEnd, CoreThread};
 use crate::runs::{RunDirectory, remove_left_over};
 
@@ -321,7 +322,7 @@ fn recover_shard(
         }
     };
     let opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
-    let (log, report) = opened.map_err(|error| error.to_string())?;
+    let (log, report) = opened.map_err(|error| explained(&error))?;
     if let Some((block, error)) = unread {
         return Err(format!("block {block}: {error}"));
     }

@@ -148,6 +148,20 @@ fn directories_that_must_not_be_used_are_refused() {
 }
 
 #[test]
+fn too_few_open_files_are_named() {
+    let dir = scratch();
+    let args = serve_args(&dir.path().join("data"))
+        .iter()
+        .map(|arg| arg.to_str().unwrap())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let line = format!("ulimit -n 12; exec {} {args}", env!("CARGO_BIN_EXE_escapement"));
+    let refused = Running::start(std::process::Command::new("sh").args(["-c", &line])).end();
+    assert_eq!(refused.code, Some(5), "{refused:?}");
+    assert!(refused.stderr.contains("raise the limit of open files"), "{}", refused.stderr);
+}
+
+#[test]
 fn wrong_arguments_say_what_would_be_right() {
     let dir = scratch();
     let file = dir.path().join("node.toml");

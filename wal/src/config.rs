@@ -1,5 +1,7 @@
 //! What a log is told when it is formatted and opened.
 
+use std::fmt;
+
 use escapement_protocol::ShardId;
 
 use crate::format::{
@@ -48,6 +50,13 @@ impl Default for WalConfig {
             in_flight_count_max: IN_FLIGHT_COUNT_MAX,
             accept_loss: None,
         }
+    }
+}
+
+impl fmt::Display for LogIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LogIdentity { cluster, shard, shard_count } = self;
+        write!(f, "shard {} of {shard_count} in cluster {cluster:016x}", shard.0)
     }
 }
 

@@ -207,6 +207,7 @@ fn another_shards_directory_is_refused() {
     ] {
         let error = open(&mut rig.disk, identity, &rig.config, &mut |_| {}).expect_err("not this log");
         assert!(matches!(error, OpenError::ForeignSuper { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("that of {identity} belongs here")), "{error}");
     }
 }
 

@@ -7,6 +7,7 @@ use escapement_client::ClientError;
 
 use crate::config::ConfigError;
 use crate::data_dir::DataDirError;
+use crate::open_files::explained;
 use crate::serve::ServeError;
 
 /// Exit status of the process. `docs/operating/running.md` lists them.
@@ -99,7 +100,7 @@ impl From<DataDirError> for Failure {
             DataDirError::Shares(_) => Exit::Usage,
             _ => Exit::Data,
         };
-        Failure::new(exit, error.to_string())
+        Failure::new(exit, explained(&error))
     }
 }
 
@@ -110,6 +111,6 @@ impl From<ServeError> for Failure {
             ServeError::Tls(_) => Exit::Usage,
             _ => Exit::Failed,
         };
-        Failure::new(exit, error.to_string())
+        Failure::new(exit, explained(&error))
     }
 }

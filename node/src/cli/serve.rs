@@ -8,6 +8,7 @@ use super::output::{Output, notice};
 use super::setting_flags::SettingFlags;
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
+use crate::open_files::{explained, raise_limit};
 use crate::serve::{Control, Ready, ServeEnd, serve};
 use crate::signals::drain_on_signals;
 
@@ -55,9 +56,11 @@ pub(super) fn run_node(
     control: &Arc<Control>,
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), Failure> {
+    raise_limit();
     // Before anything that takes long, so that a start can be ended too.
-    drain_on_signals(Arc::clone(control), notice)
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
+    drain_on_signals(Arc::clone(control), notice).map_err(|error| {
+        Failure::new(Exit::Failed, format!("cannot listen for signals: {}", explained(&error)))
+    })?;
     let data = DataDir::open_or_format(config)?;
     if data.is_new() {
         let shards = match data.shard_count() {

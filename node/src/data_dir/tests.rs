@@ -93,6 +93,30 @@ fn formatting_that_a_crash_cut_short_begins_anew() {
 }
 
 #[test]
+fn a_log_that_was_in_use_is_never_formatted_over_whatever_is_left_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path();
+    let config = config(path);
+    let data = DataDir::open_or_format(&config).unwrap();
+    let mut dir = escapement_wal::FsDirectory::new(data.shard_dir(ShardId(1)));
+    let wal = escapement_wal::WalConfig::default();
+    escapement_wal::open(&mut dir, data.log_identity(ShardId(1)), &wal, &mut |_| {}).unwrap();
+    drop(data);
+    fs::rename(path.join("IDENTITY"), path.join("IDENTITY.new")).unwrap();
+    let refused = || {
+        let refused = DataDir::open_or_format(&config).unwrap_err();
+        assert!(matches!(&refused, DataDirError::InUse { shard, .. } if shard == "shard-0001"), "{refused}");
+    };
+    refused();
+    fs::write(path.join("shard-0001/SUPER"), "damaged").unwrap();
+    refused();
+    fs::remove_file(path.join("shard-0001/SUPER")).unwrap();
+    refused();
+    fs::remove_dir_all(path.join("shard-0001/wal")).unwrap();
+    assert!(DataDir::open_or_format(&config).unwrap().is_new(), "nothing is left that was in use");
+}
+
+#[test]
 fn a_directory_keeps_its_number_of_shards() {
     let root = tempfile::tempdir().unwrap();
     let two = config(root.path());

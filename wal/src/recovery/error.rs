@@ -12,7 +12,10 @@ use crate::log::BlockSeq;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No log here.
-    #[error("there is no log here (no SUPER): format the directory first, or point at the right one")]
+    #[error(
+        "the file SUPER is missing, which says where the log begins: put it back, or restore the shard's directory from a \
+         copy"
+    )]
     NotFormatted,
     /// Formatting found something.
     #[error("{found} is already here: format an empty directory, or move the old log away first")]
@@ -43,7 +46,9 @@ pub enum OpenError {
         intact_count: usize,
     },
     /// Another log's `SUPER`.
-    #[error("SUPER belongs to {found:?}, expected {expected:?}: the directory was moved or mixed up")]
+    #[error(
+        "the log here is that of {found}, and that of {expected} belongs here: put each shard's directory back in its place"
+    )]
     ForeignSuper {
         /// Whose it is.
         found: LogIdentity,
