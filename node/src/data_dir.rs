@@ -236,6 +236,12 @@ impl DataDir {
         Ok(data)
     }
 
+    /// Whether the directory at `path` has been formatted, as far as its names tell.
+    #[must_use]
+    pub fn is_formatted(path: &Path) -> bool {
+        path.join(IDENTITY).exists()
+    }
+
     fn check_shards(&self) -> Result<(), DataDirError> {
         for shard in 0..self.identity.shard_count {
             let path = self.shard_dir(ShardId(shard));

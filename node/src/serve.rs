@@ -189,6 +189,17 @@ fn serve_with(
     Ok(end)
 }
 
+/// Whether a node of this configuration could listen, as far as that can be known without its data: the certificate
+/// is read, and the address bound for a moment.
+///
+/// # Errors
+/// As [`serve`] would fail.
+pub fn check_start(config: &NodeConfig) -> Result<(), ServeError> {
+    server_tls(config)?;
+    io::bind_cores(config.listen, 1)?;
+    Ok(())
+}
+
 fn core_count(config: &NodeConfig, shard_count: u16) -> Result<u8, ServeError> {
     let count = config.core_count(shard_count);
     let fits = u8::try_from(count).ok().filter(|fits| *fits > 0);

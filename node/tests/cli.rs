@@ -148,6 +148,24 @@ fn directories_that_must_not_be_used_are_refused() {
 }
 
 #[test]
+fn a_node_that_cannot_serve_formats_nothing() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let listen = format!("--listen={}", taken.local_addr().unwrap());
+    let data_flag = format!("--data={}", data.display());
+    let no_certificate = ["--tls-certificate=nowhere.pem", "--tls-key=nowhere.pem"];
+    let args = ["serve", "--allow-tmpfs", &data_flag, &listen];
+    let refused = run(&args);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("is taken by another socket"), "{refused:?}");
+    assert!(!data.exists());
+    let refused = run(&[&args[..3], &["--listen=127.0.0.1:0"], &no_certificate].concat());
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("nowhere.pem") && !data.exists(), "{refused:?}");
+}
+
+#[test]
 fn too_few_open_files_are_named() {
     let dir = scratch();
     let args = serve_args(&dir.path().join("data"))

@@ -9,7 +9,7 @@ use super::setting_flags::SettingFlags;
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::open_files::{explained, raise_limit};
-use crate::serve::{Control, Ready, ServeEnd, serve};
+use crate::serve::{Control, Ready, ServeEnd, check_start, serve};
 use crate::signals::drain_on_signals;
 
 const AFTER_HELP: &str = "\
@@ -61,6 +61,10 @@ pub(super) fn run_node(
     drain_on_signals(Arc::clone(control), notice).map_err(|error| {
         Failure::new(Exit::Failed, format!("cannot listen for signals: {}", explained(&error)))
     })?;
+    if !DataDir::is_formatted(&config.data) {
+        // A node that could not serve leaves no directory behind, of a size and shape that may have been a mistake too.
+        check_start(config)?;
+    }
     let data = DataDir::open_or_format(config)?;
     if data.is_new() {
         let shards = match data.shard_count() {
