@@ -27,9 +27,28 @@ fn an_event_arrives_once_it_is_due_and_never_before() {
     let arrived: Value = serde_json::from_str(&subscriber.line()).unwrap();
     assert_eq!((&arrived["id"], &arrived["data"]), (&json!("a"), &json!("hello")));
     assert_eq!(arrived["schedule_time"], receipt["schedule_time"]);
-    assert_eq!(arrived["attempt"], 1);
+    assert_eq!((&arrived["epoch"], &arrived["attempt"]), (&json!(1), &json!(1)));
+    assert_eq!((&receipt["event_id"], &receipt["id"]), (&arrived["event_id"], &arrived["id"]));
+    assert_eq!((&receipt["source"], &arrived["source"]), (&Value::Null, &Value::Null));
     assert!(arrived["late_ms"].as_i64().unwrap() >= 0, "{arrived}");
     assert_eq!(subscriber.end().code, Some(0));
+}
+
+#[test]
+fn both_ends_show_both_ids_and_the_source() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data"));
+    node.ask(&["topic", "create", "mail", "--source", "/mail"]);
+    node.ask(&["subscription", "create", "mailer", "--topic", "mail"]);
+    let default = node.ask(&["publish", "--topic", "mail", "--id=a", "--data=x"]);
+    let (event_id, _) = default.split_once(' ').unwrap();
+    assert!(default.ends_with("on disk  id a  source /mail\n"), "{default}");
+    let arrived = node.ask(&["subscribe", "--subscription", "mailer", "--count", "1"]);
+    assert!(arrived.starts_with(event_id) && arrived.ends_with("id a  source /mail  x\n"), "{arrived}");
+    let own = node.ask_json(&["publish", "--topic", "mail", "--source", "/own"]);
+    assert_eq!(own["source"], "/own");
+    let arrived = node.ask_json(&["subscribe", "--subscription", "mailer", "--count", "1"]);
+    assert_eq!(arrived["source"], "/own");
 }
 
 #[test]

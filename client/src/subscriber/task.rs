@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use escapement_protocol::frame::{PushBatch, PushItem};
-use escapement_protocol::{EventView, Tag, TaskId, TopicId, WallMs};
+use escapement_protocol::{Epoch, EventView, Tag, TaskId, TopicId, WallMs};
 
 use super::{Answer, Outbox, ResultSink};
 
@@ -14,6 +14,8 @@ use super::{Answer, Outbox, ResultSink};
 pub struct Attempt<'a> {
     /// The task: stable over attempts, so that a subscriber can recognise a repetition.
     pub task: TaskId,
+    /// Generation of the task's owner. With `attempt` it is the task's fence, the pair that only rises.
+    pub epoch: Epoch,
     /// Number of the attempt, from 1.
     pub attempt: u16,
     /// The event's topic.
@@ -30,6 +32,7 @@ impl<'a> Attempt<'a> {
     fn new(batch: &PushBatch<'_>, item: &PushItem, event: EventView<'a>) -> Self {
         Attempt {
             task: TaskId { event: item.event_id(), subscription: batch.subscription },
+            epoch: batch.epoch,
             attempt: item.attempt,
             topic: item.topic,
             schedule_time: item.schedule_time,
@@ -44,6 +47,8 @@ impl<'a> Attempt<'a> {
 pub struct Task {
     /// The task: stable over attempts, so that a subscriber can recognise a repetition.
     pub task: TaskId,
+    /// Generation of the task's owner. With `attempt` it is the task's fence, the pair that only rises.
+    pub epoch: Epoch,
     /// Number of the attempt, from 1.
     pub attempt: u16,
     /// The event's topic.
@@ -85,13 +90,13 @@ pub(super) fn tasks(
     let events = batch.events.bytes();
     let shared = Bytes::copy_from_slice(events);
     attempts(batch, |tag, attempt| {
-        let Some(Attempt { task, attempt, topic, schedule_time, deadline, event }) = attempt else {
+        let Some(Attempt { task, epoch, attempt, topic, schedule_time, deadline, event }) = attempt else {
             return results.push_retry(tag, 0);
         };
         let start = event.as_bytes().as_ptr().addr() - events.as_ptr().addr();
         let event = shared.slice(start..start + event.as_bytes().len());
         outbox.start(tag);
         let answer = Answer { tag, outbox: outbox.clone(), given: false };
-        each(Task { task, attempt, topic, schedule_time, deadline, event }, answer);
+        each(Task { task, epoch, attempt, topic, schedule_time, deadline, event }, answer);
     });
 }

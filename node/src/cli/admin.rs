@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::connect::ConnectArgs;
 use super::failure::Failure;
-use super::output::Output;
+use super::output::{Output, stated};
 use crate::config::units::parse_duration;
 
 /// Commands on topics.
@@ -151,10 +151,6 @@ fn topic_row(info: &TopicInfo) -> Vec<Value> {
         stated(&settings.default_type),
         stated(&settings.default_content_type),
     ]
-}
-
-fn stated(text: &str) -> Value {
-    if text.is_empty() { Value::Null } else { json!(text) }
 }
 
 pub(super) fn run_subscription(command: SubscriptionCommand, out: &Output) -> Result<(), Failure> {

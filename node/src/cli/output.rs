@@ -80,6 +80,11 @@ pub(super) fn object<'a>(facts: impl Iterator<Item = (&'a str, Value)>) -> Value
     Value::Object(facts.map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
 }
 
+/// A text, or nothing where it is empty.
+pub(super) fn stated(text: &str) -> Value {
+    if text.is_empty() { Value::Null } else { Value::String(text.to_owned()) }
+}
+
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::connect::ConnectArgs;
 use super::failure::{Exit, Failure};
 use super::moment::{Moment, rfc3339};
-use super::output::Output;
+use super::output::{Output, stated};
 use crate::config::units::parse_duration;
 use crate::io::random_bytes;
 
@@ -89,22 +89,26 @@ pub(super) fn run(args: &PublishArgs, out: &Output) -> Result<(), Failure> {
         ordering_key: key.as_bytes(),
         ..EventSpec::new(due, &id, &data)
     };
-    let receipt = args.connect.run(async |client| {
-        let topic = client.topic(&args.topic).await?.topic;
+    let (receipt, default_source) = args.connect.run(async |client| {
+        let topic = client.topic(&args.topic).await?;
         let publisher = client.publisher(PublisherOptions::default()).await?;
-        Ok(publisher.publish(topic, &event).await?)
+        Ok((publisher.publish(topic.topic, &event).await?, topic.settings.default_source))
     })?;
+    let source = if source.is_empty() { default_source } else { source.clone() };
     let due = WallMs(receipt.event_id.schedule_time_ms);
     if out.is_json() {
         return out.facts(&[
             ("event_id", json!(receipt.event_id.to_string())),
             ("id", json!(id)),
+            ("source", stated(&source)),
             ("schedule_time", json!(rfc3339(due))),
             ("schedule_time_ms", json!(due.0)),
             ("durability", json!(durability(receipt.durability))),
         ]);
     }
-    out.line(&format!("{} due {} {}", receipt.event_id, rfc3339(due), durability(receipt.durability)))
+    let source = if source.is_empty() { String::new() } else { format!("  source {source}") };
+    let (event_id, due, durability) = (receipt.event_id, rfc3339(due), durability(receipt.durability));
+    out.line(&format!("{event_id}  due {due}  {durability}  id {id}{source}"))
 }
 
 fn read_data(path: &Path) -> Result<Vec<u8>, Failure> {

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 
-use escapement_client::{Attempt, Client, SessionChange, Stopper, SubscriberOptions};
+use escapement_client::{Attempt, Client, ClientError, SessionChange, Stopper, SubscriberOptions};
 use escapement_protocol::{AttemptResult, WallMs};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,10 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::connect::ConnectArgs;
 use super::failure::Failure;
 use super::moment::{now, rfc3339};
-use super::output::{Output, notice};
+use super::output::{Output, notice, stated};
 
 const AFTER_HELP: &str = "\
-Each attempt is printed on a line of its own and then answered. Lateness is what this machine's clock sees: the way
+Each attempt is printed on a line of its own and then answered: the event's number as publish printed it, and its
+CloudEvents id. With -o json also the fence, which is epoch and attempt: a subscriber that acts only on a higher one than
+it has seen of a task acts on no repetition. Lateness is what this machine's clock sees: the way
 from the node and a difference between the clocks count too. When the node is lost, and when it is back, a line on
 standard error says so. Ctrl-C and SIGTERM end the command after what it has is answered.
 
@@ -78,6 +80,7 @@ pub(super) async fn receive(
         // One at a time, so that hardly anything is pushed beyond the count and has to be put back.
         options.credit_tasks = 1;
     }
+    let default_source = default_source(client, subscription).await?;
     let subscriber = client.subscriber(subscription, options).watched(|change| match change {
         SessionChange::Lost(why) => notice(&format!("not receiving, and trying again: {why}")),
         SessionChange::Restored => notice("receiving again"),
@@ -89,7 +92,7 @@ pub(super) async fn receive(
         if left == 0 || failed.is_some() {
             return AttemptResult::RetryableFailure;
         }
-        if let Err(failure) = out.line(&describe(attempt, out)) {
+        if let Err(failure) = out.line(&describe(attempt, &default_source, out)) {
             failed = Some(failure);
             stopper.stop();
             return AttemptResult::RetryableFailure;
@@ -125,19 +128,37 @@ async fn stop_on_interrupt(stopper: Stopper) {
     stopper.stop();
 }
 
-fn describe(attempt: &Attempt<'_>, out: Output) -> String {
+/// Source of events that state none. Empty also where the node cannot say now: the subscriber waits for it to come back.
+async fn default_source(client: &Client, subscription: &str) -> Result<String, Failure> {
+    let asked = async {
+        let topic = client.subscription(subscription).await?.settings.topic;
+        Ok::<_, ClientError>(client.topic(&topic).await?.settings.default_source)
+    };
+    match asked.await {
+        Err(error) if error.is_retryable() => Ok(String::new()),
+        answer => Ok(answer?),
+    }
+}
+
+fn describe(attempt: &Attempt<'_>, default_source: &str, out: Output) -> String {
     let WallMs(seen) = now();
     let late_ms = i128::from(seen) - i128::from(attempt.schedule_time.0);
     let data = attempt.event.data();
     let id = String::from_utf8_lossy(attempt.event.id());
     let key = attempt.event.ordering_key();
+    let event_id = attempt.task.event;
+    let own_source = String::from_utf8_lossy(attempt.event.source());
+    let source = if own_source.is_empty() { default_source } else { &*own_source };
     if out.is_json() {
         let mut line = json!({
+            "event_id": event_id.to_string(),
+            "id": id,
+            "source": stated(source),
             "task": attempt.task.to_string(),
+            "epoch": attempt.epoch.0,
             "attempt": attempt.attempt,
             "schedule_time": rfc3339(attempt.schedule_time),
             "late_ms": late_ms as i64,
-            "id": id,
         });
         if !key.is_empty() {
             line["key"] = json!(String::from_utf8_lossy(key));
@@ -148,7 +169,10 @@ fn describe(attempt: &Attempt<'_>, out: Output) -> String {
         }
         return line.to_string();
     }
-    let mut line = format!("{} late {late_ms} ms  id {id}", rfc3339(attempt.schedule_time));
+    let mut line = format!("{event_id}  due {}  late {late_ms} ms  id {id}", rfc3339(attempt.schedule_time));
+    if !source.is_empty() {
+        line += &format!("  source {source}");
+    }
     if !key.is_empty() {
         line += &format!("  key {}", String::from_utf8_lossy(key));
     }
