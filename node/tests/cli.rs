@@ -245,6 +245,14 @@ fn refusals_and_unreachable_nodes_have_their_own_status() {
         (vec!["publish", "--topic", "nope"], "UNKNOWN_TOPIC"),
         (vec!["subscribe", "--subscription", "nope"], "UNKNOWN_SUBSCRIPTION"),
         (vec!["topic", "create", "mail", "--source", "/other"], "ALREADY_EXISTS"),
+        (
+            vec!["topic", "create", "mail", "--source", "/other"],
+            "default_source is \"\" there and \"/other\" here",
+        ),
+        (
+            vec!["subscription", "create", "mailer", "--topic", "mail", "--max-attempts", "3"],
+            "max_attempts is 16 there and 3 here",
+        ),
         (vec!["publish", "--topic", "mail", "--delay", "4000d"], "DELAY_TOO_LONG"),
     ] {
         let ended = node.run(&args);

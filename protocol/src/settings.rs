@@ -84,6 +84,18 @@ impl TopicSettings {
         }
         Ok(())
     }
+
+    /// The settings in which these are not as those `held` under the same name, for people; empty where there are none.
+    #[must_use]
+    pub fn differences(&self, held: &TopicSettings) -> String {
+        // Named one by one, so that none is forgotten.
+        let TopicSettings { name: _, default_source, default_type, default_content_type } = held;
+        listed([
+            difference("default_source", default_source, &self.default_source),
+            difference("default_type", default_type, &self.default_type),
+            difference("default_content_type", default_content_type, &self.default_content_type),
+        ])
+    }
 }
 
 /// A subscriber's standing interest in one topic.
@@ -143,6 +155,36 @@ impl SubscriptionSettings {
         check_range("jitter_permille", self.jitter_permille.into(), 0, 1_000)
     }
 
+    /// The settings in which these are not as those `held` under the same name, for people; empty where there are none.
+    #[must_use]
+    pub fn differences(&self, held: &SubscriptionSettings) -> String {
+        let SubscriptionSettings {
+            name: _,
+            topic,
+            max_concurrent_dispatches,
+            attempt_deadline_ms,
+            max_attempts,
+            min_backoff_ms,
+            max_backoff_ms,
+            max_doublings,
+            jitter_permille,
+        } = held;
+        listed([
+            difference("topic", topic, &self.topic),
+            difference(
+                "max_concurrent_dispatches",
+                max_concurrent_dispatches,
+                &self.max_concurrent_dispatches,
+            ),
+            difference("attempt_deadline_ms", attempt_deadline_ms, &self.attempt_deadline_ms),
+            difference("max_attempts", max_attempts, &self.max_attempts),
+            difference("min_backoff_ms", min_backoff_ms, &self.min_backoff_ms),
+            difference("max_backoff_ms", max_backoff_ms, &self.max_backoff_ms),
+            difference("max_doublings", max_doublings, &self.max_doublings),
+            difference("jitter_permille", jitter_permille, &self.jitter_permille),
+        ])
+    }
+
     /// Delay after failed attempt number `attempt` (from 1), before jitter.
     ///
     /// Doubles from `min_backoff_ms` for `max_doublings` times, then grows by the last doubled step,
@@ -155,6 +197,14 @@ impl SubscriptionSettings {
         let linear = u64::from(nth - nth.min(self.max_doublings));
         step.saturating_add(step.saturating_mul(linear)).min(self.max_backoff_ms)
     }
+}
+
+fn difference<T: PartialEq + std::fmt::Debug>(field: &str, held: &T, asked: &T) -> Option<String> {
+    (held != asked).then(|| format!("{field} is {held:?} there and {asked:?} here"))
+}
+
+fn listed<const N: usize>(differences: [Option<String>; N]) -> String {
+    differences.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn check_name(what: &'static str, name: &str) -> Result<(), SettingsError> {
@@ -200,6 +250,17 @@ mod tests {
             ..SubscriptionSettings::default()
         };
         assert_eq!(settings.backoff_ms(u32::MAX), settings.max_backoff_ms);
+    }
+
+    #[test]
+    fn settings_that_differ_are_named_with_both_values() {
+        let held = SubscriptionSettings { topic: "a".into(), ..SubscriptionSettings::default() };
+        assert_eq!(held.differences(&held), "");
+        let asked = SubscriptionSettings { topic: "b".into(), max_attempts: 3, ..held.clone() };
+        let said = "topic is \"a\" there and \"b\" here, max_attempts is 16 there and 3 here";
+        assert_eq!(asked.differences(&held), said);
+        let asked = TopicSettings { default_type: "t".into(), ..TopicSettings::default() };
+        assert_eq!(asked.differences(&TopicSettings::default()), "default_type is \"\" there and \"t\" here");
     }
 
     #[test]

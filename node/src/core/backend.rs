@@ -1,6 +1,6 @@
 //! What the door asks of its core.
 
-use escapement_engine::{Input, Message, Registry, Ticket, owner_of};
+use escapement_engine::{Input, Message, Refusal, Registry, Reply, ReplyBody, Ticket, owner_of};
 use escapement_frontend::door::{self, Backend, OpenSession};
 use escapement_protocol::frame::{
     self, AdminAnswer, AdminRequest, Items, ResultItem, Subscribe, Subscribed, SubscriptionInfo,
@@ -23,6 +23,33 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     fn registry(&self) -> &Registry {
         let serving = self.shards.iter().flatten().next().map(|logged| logged.shard().registry());
         serving.or(self.bare.copy.as_ref()).expect("a core without a serving shard holds a copy")
+    }
+}
+
+impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
+    /// The refusal of a creation under a name that something else has, which shard 0 would refuse too: what is held here is
+    /// held there, and does not change. Here it is known in what they differ.
+    fn exists_otherwise(&self, request: &AdminRequest) -> Option<Refusal> {
+        let registry = self.registry();
+        let (what, name, differences) = match request {
+            AdminRequest::CreateTopic(asked) => {
+                let held = registry.topic_named(&asked.name)?;
+                ("topic", &asked.name, asked.differences(&held.settings))
+            }
+            AdminRequest::CreateSubscription(asked) => {
+                let held = registry.subscription_named(&asked.name)?;
+                ("subscription", &asked.name, asked.differences(&held.settings))
+            }
+            _ => return None,
+        };
+        (!differences.is_empty()).then(|| Refusal {
+            code: ErrorCode::AlreadyExists,
+            message: format!(
+                "a {what} named {name:?} exists with other settings: {differences}; choose another name, or the same \
+                 settings"
+            ),
+            retry_after_ms: 0,
+        })
     }
 }
 
@@ -50,6 +77,10 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
 
     fn create(&mut self, ticket: u64, request: AdminRequest) {
         let ticket = self.ticket(ticket);
+        if let Some(refusal) = self.exists_otherwise(&request) {
+            self.replies.push_back(Reply { ticket, body: ReplyBody::Refused(refusal) });
+            return;
+        }
         let request = match request {
             AdminRequest::CreateTopic(settings) => escapement_engine::AdminRequest::CreateTopic(settings),
             AdminRequest::CreateSubscription(settings) => {
@@ -186,8 +217,8 @@ pub(super) fn version(version: u64) -> u32 {
     u32::try_from(version).unwrap_or(u32::MAX)
 }
 
-pub(super) fn refusal(refusal: escapement_engine::Refusal) -> door::Refusal {
-    let escapement_engine::Refusal { code, message, retry_after_ms } = refusal;
+pub(super) fn refusal(refusal: Refusal) -> door::Refusal {
+    let Refusal { code, message, retry_after_ms } = refusal;
     door::Refusal { code, message, retry_after_ms }
 }
 
