@@ -57,12 +57,42 @@ impl Dialer {
             Ok(Ok(connection)) => Ok(connection),
             // A refused certificate or protocol will be refused again; a node that is not there may come back.
             Ok(Err(error @ (ConnectionError::TransportError(_) | ConnectionError::VersionMismatch))) => {
-                Err(failed(error.to_string(), false))
+                Err(failed(in_words(&error), false))
             }
             Ok(Err(error)) => Err(failed(error.to_string(), true)),
             Err(_) => Err(failed(format!("no answer within {:?}", options.connect_timeout), true)),
         }
     }
+}
+
+/// The end of a connection, beginning with a sentence where certificates were the reason.
+pub(crate) fn in_words(error: &ConnectionError) -> String {
+    let (code, by_node) = match error {
+        ConnectionError::TransportError(error) => (u64::from(error.code), false),
+        ConnectionError::ConnectionClosed(close) => (u64::from(close.error_code), true),
+        _ => return error.to_string(),
+    };
+    // The alerts of TLS (RFC 8446, section 6.2), which QUIC carries behind an offset (RFC 9001, section 4.8).
+    let words = match (code.checked_sub(0x100), by_node) {
+        (Some(116), true) => "the node asks for a client certificate, and none was shown",
+        (Some(42..=46 | 48 | 49 | 51), true) => {
+            "the node does not accept the client certificate that was shown"
+        }
+        (Some(42), false) => "the node's certificate is not for the name that was dialled",
+        (Some(45), false) => "the node's certificate has expired, or is not valid yet",
+        (Some(48), false) => {
+            "the node's certificate is of no authority that is trusted here; one that the node made itself is trusted by \
+             its fingerprint only"
+        }
+        (Some(49), false) => {
+            "the node's certificate has another fingerprint than the one given; without certificate files a node makes \
+             a new certificate at each start"
+        }
+        (Some(43 | 44 | 46 | 51), false) => "the node's certificate cannot be used",
+        (Some(120), _) => "the node speaks another protocol",
+        _ => return error.to_string(),
+    };
+    format!("{words} ({error})")
 }
 
 /// A core of a node.

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::dial::in_words;
 use escapement_protocol::{ErrorCode, EventError, FrameError, SettingsError};
 
 /// Why an operation of this crate failed. Cheap to clone, since one lost connection fails many.
@@ -128,7 +129,7 @@ impl From<quinn::ConnectionError> for ClientError {
             let message = String::from_utf8_lossy(&close.reason).into_owned();
             return Self::Refused { number, retry_after_ms: 0, message };
         }
-        Self::lost(error)
+        Self::lost(in_words(&error))
     }
 }
 

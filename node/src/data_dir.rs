@@ -83,6 +83,20 @@ pub enum DataDirError {
         /// One of its shards.
         shard: String,
     },
+    /// A file lies where the directory, or one around it, is to be.
+    #[error("{path} is no directory: give another path, or move that file away", path = .path.display())]
+    NoDirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory cannot be created.
+    #[error("cannot create {path}: {source}; create it yourself for the user that serves, or give another directory", path = .path.display())]
+    NotCreated {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// There is none, and none was to be made.
     #[error("{path} is no data directory: it has no IDENTITY", path = .path.display())]
     Missing {
@@ -419,11 +433,14 @@ fn create_durably(path: &Path) -> Result<(), DataDirError> {
     if path.is_dir() {
         return Ok(());
     }
+    if path.exists() {
+        return Err(DataDirError::NoDirectory { path: path.to_owned() });
+    }
     let parent = parent_of(path);
     create_durably(parent)?;
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-        created => created.map_err(DataDirError::io("create", path))?,
+        created => created.map_err(|source| DataDirError::NotCreated { path: path.to_owned(), source })?,
     }
     sync_dir(parent)
 }

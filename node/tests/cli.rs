@@ -154,6 +154,11 @@ fn directories_that_must_not_be_used_are_refused() {
     assert_eq!(refused.code, Some(5));
     assert!(refused.stderr.contains("thesis.odt"), "{}", refused.stderr);
 
+    let file = foreign.join("thesis.odt");
+    let refused = Running::start(&mut command(&serve_args(&file))).end();
+    assert_eq!(refused.code, Some(5));
+    assert!(refused.stderr.contains("is no directory: give another path"), "{}", refused.stderr);
+
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let refused = run(&["serve", "--listen=127.0.0.1:0", "--data", memory.path().to_str().unwrap()]);
     assert_eq!(refused.code, Some(5));
@@ -222,6 +227,7 @@ fn wrong_arguments_say_what_would_be_right() {
             "set memory to 256MiB",
         ),
         (vec!["publish", "--topic", "t", "--delay", "soon"], "1m30s"),
+        (vec!["publish", "--topic", "t", "--delay", "-2s"], "cannot be"),
         (vec!["publish", "--topic", "t", "--at", "tomorrow"], "2031-05-17T08:30:00Z"),
         (vec!["publish", "--topic", "t", "--at", "0", "--delay", "1s"], "cannot be used with"),
         (vec!["publish", "--topic", "t", "--cert-sha256", "12"], "64 hexadecimal digits"),
@@ -262,6 +268,10 @@ fn refusals_and_unreachable_nodes_have_their_own_status() {
     let stranger = "00".repeat(32);
     let ended = run(&["topic", "list", "--addr", &node.addr, "--cert-sha256", &stranger]);
     assert_eq!(ended.code, Some(4), "{ended:?}");
+    assert!(ended.stderr.contains("has another fingerprint than the one given"), "{}", ended.stderr);
+    let ended = node.run(&["publish", "--topic", "mail", "--key", &"k".repeat(256)]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("the ordering key is longer than 255 bytes"), "{}", ended.stderr);
 }
 
 #[test]

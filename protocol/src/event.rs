@@ -68,6 +68,9 @@ pub enum EventError {
     /// Attributes overlap, repeat, are out of order, too long, or not UTF-8.
     #[error("the event's attributes are malformed: tags must ascend, lengths must fit, texts must be UTF-8")]
     Attributes,
+    /// An id, a source or an ordering key longer than [`KEY_SIZE_BYTES_MAX`].
+    #[error("the {0} is longer than 255 bytes, which is the limit")]
+    TooLong(&'static str),
     /// No `id`.
     #[error("the event has no id: set one, unique for its source")]
     NoId,
@@ -84,7 +87,9 @@ impl EventError {
     #[must_use]
     pub fn code(self) -> ErrorCode {
         match self {
-            Self::Truncated | Self::Header | Self::Attributes | Self::NoId => ErrorCode::MalformedEvent,
+            Self::Truncated | Self::Header | Self::Attributes | Self::TooLong(_) | Self::NoId => {
+                ErrorCode::MalformedEvent
+            }
             Self::TooLarge => ErrorCode::EventTooLarge,
             Self::UnsupportedAttribute(_) => ErrorCode::UnsupportedAttribute,
             Self::DelayTooLong => ErrorCode::DelayTooLong,
@@ -164,17 +169,19 @@ impl<'a> EventView<'a> {
                 return Err(EventError::NoId);
             }
             last = tag;
-            let longest = match tag {
-                tag::ID | tag::SOURCE | tag::ORDERING_KEY => KEY_SIZE_BYTES_MAX,
+            match tag {
+                tag::ID => check_key("id", value)?,
+                tag::SOURCE => check_key("source", value)?,
+                tag::ORDERING_KEY => check_key("ordering key", value)?,
                 tag::TYPE
                 | tag::SUBJECT
                 | tag::TIME
                 | tag::DATA_CONTENT_TYPE
                 | tag::DATA_SCHEMA
-                | tag::EXTENSION => ATTRIBUTES_SIZE_BYTES_MAX,
+                | tag::EXTENSION => {}
                 other => return Err(EventError::UnsupportedAttribute(other)),
-            };
-            if value.is_empty() || value.len() > longest {
+            }
+            if value.is_empty() || value.len() > ATTRIBUTES_SIZE_BYTES_MAX {
                 return Err(EventError::Attributes);
             }
             if tag == tag::ORDERING_KEY {
@@ -390,6 +397,10 @@ impl<'a> EventSpec<'a> {
         if !self.ordering_key.is_empty() {
             flags |= FLAG_ORDERING_KEY;
         }
+        // Before the attributes as a whole are too long.
+        check_key("id", self.id.as_bytes())?;
+        check_key("source", self.source.as_bytes())?;
+        check_key("ordering key", self.ordering_key)?;
         out.extend_from_slice(&[0; HEADER_SIZE_BYTES]);
         let texts = [
             (tag::ID, self.id),
@@ -425,6 +436,10 @@ impl<'a> EventSpec<'a> {
         out.resize(start + padded_len(len), 0);
         EventView { bytes: &out[start..start + len], attributes_len }.verify_attributes(flags)
     }
+}
+
+fn check_key(what: &'static str, value: &[u8]) -> Result<(), EventError> {
+    if value.len() > KEY_SIZE_BYTES_MAX { Err(EventError::TooLong(what)) } else { Ok(()) }
 }
 
 fn put_attribute(out: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) -> Result<(), EventError> {

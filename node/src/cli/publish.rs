@@ -34,7 +34,7 @@ pub(super) struct PublishArgs {
     #[arg(long, value_name = "NAME")]
     topic: String,
     /// Due after this long, counted by the node from acceptance
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "at")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "at", allow_hyphen_values = true)]
     delay: Option<Duration>,
     /// Due at this moment: RFC 3339, or milliseconds since 1970
     #[arg(long, value_name = "MOMENT")]

@@ -11,6 +11,9 @@ pub enum UnitError {
     /// No number at the start.
     #[error("{0:?} does not start with a number; write for example {1}")]
     NoNumber(String, &'static str),
+    /// Less than nothing.
+    #[error("{0:?} is negative, and a duration cannot be; write for example {1}")]
+    Negative(String, &'static str),
     /// A unit that this quantity does not have.
     #[error("{}; write for example {example}", if unit.is_empty() { "a unit is missing".to_owned() } else { format!("{unit:?} is not a unit here") })]
     Unit {
@@ -69,6 +72,9 @@ pub fn parse_rate(text: &str) -> Result<u64, UnitError> {
 /// # Errors
 /// [`UnitError`].
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    if text.starts_with('-') {
+        return Err(UnitError::Negative(text.to_owned(), DURATION_EXAMPLE));
+    }
     let mut total_us: u64 = 0;
     let mut rest = text;
     loop {
