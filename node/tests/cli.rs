@@ -382,6 +382,8 @@ fn inspect_shows_what_a_killed_node_left_and_changes_nothing() {
     for id in ["a", "b", "c"] {
         node.ask(&["publish", "--topic", "mail", "--delay", "1h", "--id", id]);
     }
+    let last = node.ask_json(&["publish", "--topic", "mail", "--delay", "1h"]);
+    node.ask(&["cancel", last["event_id"].as_str().unwrap()]);
     node.process.kill();
     let data_text = data.to_str().unwrap();
     let before = contents(&data);
@@ -389,12 +391,12 @@ fn inspect_shows_what_a_killed_node_left_and_changes_nothing() {
     let segments = json_lines(&run(&["-o", "json", "inspect", data_text]));
     assert_eq!(segments.len(), 4, "two shards, a segment and a spare each: {segments:?}");
     let sum = |key: &str| segments.iter().map(|segment| segment[key].as_u64().unwrap()).sum::<u64>();
-    assert_eq!(sum("published"), 3);
+    assert_eq!((sum("published"), sum("cancelled"), sum("completed")), (4, 1, 0));
     assert_eq!(segments.iter().filter(|segment| segment["state"] == "live").count(), 2);
 
     let records = json_lines(&run(&["-o", "json", "inspect", data_text, "--records"]));
     let published = records.iter().filter(|record| record["kind"] == "published");
-    assert_eq!(published.map(|record| record["count"].as_u64().unwrap()).sum::<u64>(), 3);
+    assert_eq!(published.map(|record| record["count"].as_u64().unwrap()).sum::<u64>(), 4);
     let shard_0 = json_lines(&run(&["-o", "json", "inspect", data_text, "--records", "--shard=0"]));
     assert!(shard_0.iter().any(|record| record["kind"] == "subscription" && record["name"] == "mailer"));
     assert!(run(&["inspect", data_text]).stdout.contains("shard_count"));

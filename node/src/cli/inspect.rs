@@ -9,6 +9,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use escapement_engine::record::{Record, records};
+use escapement_protocol::Outcome;
 use escapement_wal::BlockKind;
 use escapement_wal::format::{
     Block, SEGMENT_HEADER_SIZE_BYTES, SegmentHeaderError, Superblock, SuperblockError,
@@ -92,7 +93,7 @@ enum Fault {
     Output(Failure),
 }
 
-const SEGMENT_COLUMNS: [&str; 13] = [
+const SEGMENT_COLUMNS: [&str; 14] = [
     "shard",
     "file",
     "segment",
@@ -105,10 +106,12 @@ const SEGMENT_COLUMNS: [&str; 13] = [
     "published",
     "relocated",
     "completed",
+    "cancelled",
     "failed_attempts",
 ];
 
-/// What the blocks of one segment hold. Events and tasks are counted, not the records that name many of them.
+/// What the blocks of one segment hold. Events and tasks are counted, not the records that name many of them, and what
+/// was cancelled apart from what completed otherwise.
 #[derive(Debug, Default)]
 struct Counts {
     first_block: Option<u64>,
@@ -119,6 +122,7 @@ struct Counts {
     published: u64,
     relocated: u64,
     completed: u64,
+    cancelled: u64,
     failed_attempts: u64,
 }
 
@@ -322,6 +326,7 @@ fn segment_row(shard: u16, segment: &InspectedSegment, state: SegmentState, coun
         json!(counts.published),
         json!(counts.relocated),
         json!(counts.completed),
+        json!(counts.cancelled),
         json!(counts.failed_attempts),
     ]
 }
@@ -340,6 +345,9 @@ impl Counts {
         match record {
             Record::Published { count, .. } => self.published += u64::from(*count),
             Record::Relocated { .. } => self.relocated += 1,
+            Record::Completed { outcome: Outcome::Cancelled, sequences, .. } => {
+                self.cancelled += sequences.count() as u64;
+            }
             Record::Completed { sequences, .. } => self.completed += sequences.count() as u64,
             Record::AttemptFailed { .. } => self.failed_attempts += 1,
             Record::Topic { .. }
