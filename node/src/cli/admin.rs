@@ -19,7 +19,7 @@ pub(super) enum TopicCommand {
         after_help = "Example:\n  escapement topic create mail --source /mail --content-type text/plain"
     )]
     Create {
-        /// Name: letters, digits, - _ and .
+        /// Name: letters, digits and any of . _ - after the first
         name: String,
         /// CloudEvents source of events that state none
         #[arg(long, default_value = "", hide_default_value = true, value_name = "URI")]
@@ -58,7 +58,7 @@ pub(super) enum SubscriptionCommand {
 /// Arguments of `subscription create`; what is left out takes the protocol's defaults.
 #[derive(Debug, clap::Args)]
 pub(super) struct SubscriptionArgs {
-    /// Name: letters, digits, - _ and .
+    /// Name: letters, digits and any of . _ - after the first
     name: String,
     /// Topic to receive from
     #[arg(long, value_name = "NAME")]
@@ -66,7 +66,7 @@ pub(super) struct SubscriptionArgs {
     /// Most attempts running at once, over all hosts; 0 for no limit [default: 0]
     #[arg(long, value_name = "N")]
     max_concurrent_dispatches: Option<u32>,
-    /// An attempt without a result after this long has failed [default: 30s]
+    /// An attempt without a result after this long has failed, and is retried [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     attempt_deadline: Option<Duration>,
     /// Most attempts of one task, the first included [default: 16]
@@ -78,10 +78,10 @@ pub(super) struct SubscriptionArgs {
     /// Longest delay between attempts [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     max_backoff: Option<Duration>,
-    /// Doublings of the delay before it grows evenly [default: 16]
+    /// How often the delay doubles from one attempt to the next, before it grows by equal steps [default: 16]
     #[arg(long, value_name = "N")]
     max_doublings: Option<u32>,
-    /// Share of each delay that is random, in thousandths [default: 200]
+    /// How much of each delay is random, in thousandths of it [default: 200]
     #[arg(long, value_name = "PERMILLE")]
     jitter: Option<u32>,
     #[command(flatten)]
@@ -113,11 +113,11 @@ impl SubscriptionArgs {
 /// Arguments of `cancel`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "CANCELLED means that not one byte of the event leaves the node any more, and that this is durable;\nTOO_LATE, that it was due already; NOT_FOUND, that it never was, or is complete. All three end with status 0.\n\n\
+    after_help = "CANCELLED means that not one byte of the event leaves the node any more, and that this is durable; TOO_LATE, that it was due already; NOT_FOUND, that it never was, or is complete. All three end with status 0.\n\n\
                   Example:\n  escapement cancel 000000000000000101a1eac6f07b"
 )]
 pub(super) struct CancelArgs {
-    /// Events, as publish printed them
+    /// Numbers of the events (event_id), as publish printed them
     #[arg(required = true, value_name = "EVENT_ID")]
     events: Vec<EventId>,
     #[command(flatten)]

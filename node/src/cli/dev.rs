@@ -24,8 +24,8 @@ const SEGMENT_SIZE_BYTES: u64 = 8 * 1024 * 1024;
 const SHARD_COUNT_MAX: u16 = 4;
 
 const AFTER_HELP: &str = "\
-Makes a temporary data directory on a disk and a development certificate, creates the topic `demo` with the
-subscription `demo-echo`, and prints each event that arrives with its lateness. It says what to type in another
+Makes a temporary data directory on a disk and a development certificate, creates the topic `demo` with the \
+subscription `demo-echo`, and prints each event that arrives with its lateness. It says what to type in another \
 terminal. Ctrl-C ends it; a directory that it made is removed.";
 
 /// Arguments of `dev`.

@@ -29,8 +29,7 @@ use failure::Failure;
 use output::{Format, Output};
 
 const AFTER_HELP: &str = "\
-Exit status: 0 done, 1 failed, 2 wrong arguments or configuration, 3 refused by the node,
-4 node not reached, 5 data directory not usable.
+Exit status: 0 done, 1 failed, 2 wrong arguments or configuration, 3 refused by the node, 4 node not reached, 5 data directory not usable.
 
 Try it: `escapement dev` starts a node to play with, and says what to type next.";
 
@@ -146,6 +145,10 @@ mod tests {
     #[test]
     fn every_command_and_argument_has_help() {
         fn check(command: &clap::Command) {
+            // Terminals are of different widths: prose is wrapped when it is printed.
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let prose = after.split("\n\n").filter(|part| !part.contains("\n  "));
+            prose.for_each(|part| assert!(!part.contains('\n'), "broken by hand: {part}"));
             assert!(command.get_about().is_some(), "{} says nothing of itself", command.get_name());
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());

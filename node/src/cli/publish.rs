@@ -33,10 +33,10 @@ pub(super) struct PublishArgs {
     /// Topic to publish to
     #[arg(long, value_name = "NAME")]
     topic: String,
-    /// Due after this long, counted by the node from acceptance
+    /// Due this long after the node accepts it, as in 200ms, 10s or 1m30s
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "at", allow_hyphen_values = true)]
     delay: Option<Duration>,
-    /// Due at this moment: RFC 3339, or milliseconds since 1970
+    /// Due at this moment: RFC 3339 as in 2031-05-17T08:30:00Z, or milliseconds since 1970
     #[arg(long, value_name = "MOMENT")]
     at: Option<Moment>,
     /// The event's data

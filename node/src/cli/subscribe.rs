@@ -13,10 +13,10 @@ use super::moment::{now, rfc3339};
 use super::output::{Output, notice, stated};
 
 const AFTER_HELP: &str = "\
-Each attempt is printed on a line of its own and then answered: the event's number as publish printed it, and its
-CloudEvents id. With -o json also the fence, which is epoch and attempt: a subscriber that acts only on a higher one than
-it has seen of a task acts on no repetition. Lateness is what this machine's clock sees: the way
-from the node and a difference between the clocks count too. When the node is lost, and when it is back, a line on
+Each attempt is printed on a line of its own and then answered: the event's number as publish printed it, and its \
+CloudEvents id. With -o json also the fence, which is epoch and attempt: a subscriber that acts only on a higher one than \
+it has seen of a task acts on no repetition. Lateness is what this machine's clock sees: the way \
+from the node and a difference between the clocks count too. When the node is lost, and when it is back, a line on \
 standard error says so. Ctrl-C and SIGTERM end the command after what it has is answered.
 
 Examples:
