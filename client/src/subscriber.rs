@@ -60,10 +60,12 @@ pub struct Subscriber {
     watch: Watch,
 }
 
+type Tell = dyn FnMut(SessionChange<'_>) + Send + Sync;
+
 /// Who is told of changes of the session, and what they were told last.
 #[derive(Default)]
 struct Watch {
-    tell: Option<Box<dyn FnMut(SessionChange<'_>) + Send + Sync>>,
+    tell: Option<Box<Tell>>,
     /// The session is lost; for the node's own reason where it gave one.
     lost: Option<Option<ErrorCode>>,
 }
