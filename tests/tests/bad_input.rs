@@ -262,7 +262,11 @@ fn a_full_log_refuses_publishes_delivers_what_is_due_and_heals() {
         let (held, refused) = publish_until_refused(&publisher, topic).await;
         assert!(held.len() > 100, "only {} events fit", held.len());
         assert!(matches!(refused, ClientError::Refused { retry_after_ms: 1.., .. }), "{refused}");
-        assert_refused(Err::<(), _>(refused), ErrorCode::ResourceExhausted, "publish the event again");
+        assert_refused(
+            Err::<(), _>(refused),
+            ErrorCode::ResourceExhausted,
+            "the log is full: publish again later",
+        );
 
         let subscriber = client.subscriber("s", SubscriberOptions::default());
         let stopper = subscriber.stopper();
