@@ -54,7 +54,7 @@ mod tests {
         let mut id = 0;
         let mut create = |shard, result: Result<()>| {
             id += 1;
-            let op = DiskOp::Create { id: OpId(id), file: FileId(7), size_bytes: 4096 };
+            let op = DiskOp::Create { id: OpId(id), file: FileId::Slot(7), size_bytes: 4096 };
             notice.submitted(ShardId(shard), &op);
             notice.completed(ShardId(shard), &DiskCompletion { id: OpId(id), result, buf: None })
         };
