@@ -200,7 +200,7 @@ fn a_log_opens_and_is_inspected_beside_runs_and_leaves_them_alone() {
             open(dir, IDENTITY, &config, &mut |_| {}).expect("a log beside runs opens");
         }
         assert_eq!(pages(dir, 7), Some(b"aa".to_vec()));
-        let mut names = dir.list(disk::RUN_DIR).expect("the disk works");
+        let mut names = dir.list(RUN_DIR).expect("the disk works");
         names.sort();
         assert_eq!(names, ["00000007.run", "stray"]);
     }
@@ -226,10 +226,10 @@ fn a_removed_run_is_gone_and_a_missing_one_is_no_error() {
     let mut memory = MemDisk::new(1);
     for dir in [&mut files as &mut dyn Directory, &mut memory] {
         done(dir, remove(FIRST, 1)).expect("neither file nor directory is there");
-        dir.create_dir(disk::RUN_DIR).expect("the disk works");
+        dir.create_dir(RUN_DIR).expect("the disk works");
         dir.create_zeroed("far/00000001.run", 4096).expect("the disk works");
         done(dir, remove(FIRST + 1, 1)).expect("the file is there");
-        assert_eq!(dir.list(disk::RUN_DIR).expect("the disk works"), Vec::<String>::new());
+        assert_eq!(dir.list(RUN_DIR).expect("the disk works"), Vec::<String>::new());
         done(dir, remove(FIRST + 2, 1)).expect("the file is missing");
     }
 }
