@@ -10,6 +10,9 @@ use crate::record::{HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, RELOCATED_FIXED_SIZE
 /// What a copy of an event takes besides its bytes, while nothing is known of its tasks.
 const BARE_SIZE_BYTES: usize = HEADER_SIZE_BYTES + RELOCATED_FIXED_SIZE_BYTES;
 
+/// Subscriptions of a topic that may come while events are pending, and be reckoned with.
+const MORE_SUBSCRIPTIONS: usize = 2;
+
 #[derive(Debug)]
 struct OfTopic {
     pending: usize,
@@ -19,7 +22,7 @@ struct OfTopic {
 
 impl Default for OfTopic {
     fn default() -> Self {
-        OfTopic { pending: 0, each_size_bytes: BARE_SIZE_BYTES }
+        OfTopic { pending: 0, each_size_bytes: BARE_SIZE_BYTES + MORE_SUBSCRIPTIONS * PROGRESS_SIZE_BYTES }
     }
 }
 
@@ -40,7 +43,7 @@ impl Copies {
 
     /// For one event of a topic.
     pub(super) fn each_size_bytes(&self, topic: TopicId) -> usize {
-        self.topics.get(&topic).map_or(BARE_SIZE_BYTES, |held| held.each_size_bytes)
+        self.topics.get(&topic).map_or(OfTopic::default().each_size_bytes, |held| held.each_size_bytes)
     }
 
     /// For one event of any topic, at most.
@@ -52,7 +55,8 @@ impl Copies {
     pub(super) fn set_fanout(&mut self, topic: TopicId, subscriptions: usize) {
         let held = self.topics.entry(topic).or_default();
         self.size_bytes -= held.pending * held.each_size_bytes;
-        held.each_size_bytes = BARE_SIZE_BYTES + subscriptions.min(PROGRESS_COUNT_MAX) * PROGRESS_SIZE_BYTES;
+        let tasks = (subscriptions + MORE_SUBSCRIPTIONS).min(PROGRESS_COUNT_MAX);
+        held.each_size_bytes = BARE_SIZE_BYTES + tasks * PROGRESS_SIZE_BYTES;
         self.size_bytes += held.pending * held.each_size_bytes;
     }
 

@@ -79,21 +79,23 @@ struct Room {
 impl Room {
     /// Room in a log with `live` bytes that would have to be appended again, and `waiting` bytes that are still to be written.
     ///
-    /// Publishes leave a reserve: one segment for what ends events, and one for appending again what keeps the oldest
-    /// segment from being freed. And they stop before more than half of the log is needed: a copy is padded to whole
-    /// blocks, so that emptying one segment after another gains room only while about half of them is dead.
+    /// Publishes leave a reserve: two segments, one for what ends events and one to empty the oldest one into, and three
+    /// eighths of the log. And they stop before everything that is alive, padded to whole blocks, would not fit the
+    /// reserve: then all of the log can be emptied into it, whatever else its segments hold, and what ends events finds
+    /// room again. The oldest segments alone may need more than they give back, as a copy states the history of its
+    /// tasks, which younger segments hold.
     fn of(usage: &LogUsage, live: u64, waiting: u64) -> Room {
         let segment_size = usage.size_bytes / u64::from(usage.slot_count.max(1));
         let held = usage.segment_count as u64 * segment_size;
         let free = usage.free_bytes;
         let capacity = held + free;
         // Less in a very small log.
-        let reserve = (capacity / 2).min(2 * segment_size);
+        let reserve = (capacity * 3 / 8).max((capacity / 2).min(2 * segment_size));
         let unused = free.saturating_sub(reserve + waiting);
-        let half = (capacity - reserve) / 2;
+        let alive_max = reserve * 4 / 5;
         let is_urgent = free < reserve + segment_size;
         Room {
-            publish_size_bytes: unused.min(half.saturating_sub(live + waiting)),
+            publish_size_bytes: unused.min(alive_max.saturating_sub(live + waiting)),
             is_urgent,
             // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
             is_crowded: is_urgent || held > 2 * live + 4 * segment_size,

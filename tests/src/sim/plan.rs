@@ -150,7 +150,9 @@ impl Plan {
         };
         // Of its own numbers: what was drawn before there were runs stays as it was.
         let mut own = Rng::new(seed ^ 0x6661_7220_7275_6e73);
-        let horizon_ms = pick(&mut own, &[u64::MAX >> 16, 15 * 60_000, 1_000, 200, 30]);
+        let has_runs = matches!(seed % 5, 0 | 4);
+        let horizon_ms =
+            if has_runs { pick(&mut own, &[15 * 60_000, 1_000, 200, 30]) } else { u64::MAX >> 16 };
         Plan {
             shards,
             cores,
