@@ -20,6 +20,8 @@ const CAMPAIGN_CRASH_COUNT: u64 = 1_000;
 const KEPT: &[(u64, &str)] = &[
     (9_423, "after a restart a core refused publishes: its shard did not know the topic yet"),
     (311, "over QUIC, an assertion of quinn-proto does not hold after a failed change of path"),
+    (854, "an event was copied in the log while it was on its way to a run"),
+    (500_210, "what had been loaded late from a run came after later events of its key"),
     (2_886, "a log of short events with three subscribers each filled up until nothing could be freed"),
 ];
 
@@ -150,4 +152,6 @@ found! {
     mail_that_comes_twice_is_noticed: MailTwice within 10;
     clocks_that_are_read_in_the_wrong_order_are_noticed: ClocksCrossed within 10;
     datagrams_that_go_to_another_core_are_noticed: SteeredAstray within 80;
+    a_write_to_a_run_that_is_lost_is_noticed: RunWriteLost within 30;
+    runs_that_recovery_does_not_find_are_noticed: RunsForgotten within 180;
 }

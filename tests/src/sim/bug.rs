@@ -48,11 +48,15 @@ pub enum Bug {
     ClocksCrossed,
     /// Datagrams go to the core after the one that their connection id names. Seen only over QUIC.
     SteeredAstray,
+    /// The host calls writes to runs done and does not do them.
+    RunWriteLost,
+    /// Recovery does not find the files of runs.
+    RunsForgotten,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 22] = [
         Bug::AckBeforeDurable,
         Bug::ClockAhead,
         Bug::RetryAfterError,
@@ -73,6 +77,8 @@ impl Bug {
         Bug::MailTwice,
         Bug::ClocksCrossed,
         Bug::SteeredAstray,
+        Bug::RunWriteLost,
+        Bug::RunsForgotten,
     ];
 
     /// The one with this name, as it is written here.

@@ -453,14 +453,22 @@ impl World {
     fn submit(&mut self, shard: ShardId, op: DiskOp, state: &mut SimCore) {
         let disk = &mut self.disks[usize::from(shard.0)];
         disk.note_op(&op);
-        let is_log_write = matches!(op, DiskOp::Write { .. }) && !op.id().is_foreign();
-        if self.options.bug == Some(Bug::AckBeforeDurable) && is_log_write {
+        let is_write = matches!(op, DiskOp::Write { .. });
+        let is_called_done = match self.options.bug {
+            Some(Bug::AckBeforeDurable) => is_write && !op.id().is_foreign(),
+            Some(Bug::RunWriteLost) => is_write && op.id().is_foreign(),
+            _ => false,
+        };
+        if is_called_done {
             disk.called_done.insert(op.id());
             state.completions.push((shard, DiskCompletion { id: op.id(), result: Ok(()), buf: None }));
             let core = self.core_of(shard);
             state.next_turn_ns = Some(self.now_ns + 1);
             let incarnation = self.incarnation;
             self.queue.push(self.now_ns + 1, Happening::Turn { core, incarnation });
+        }
+        if is_called_done && self.options.bug == Some(Bug::RunWriteLost) {
+            return;
         }
         let disk = &mut self.disks[usize::from(shard.0)];
         if let DiskOp::Create { file: file @ FileId::Slot(_), .. } = &op

@@ -209,7 +209,10 @@ impl World {
         }
         let before = twice.then(|| state.disk.clone());
         let mut state_shard = Shard::new(config.clone());
-        let mut runs = RunDirectory(state.disk.clone());
+        let mut runs = RunDirectory(match bug {
+            Some(Bug::RunsForgotten) => MemDisk::new(0),
+            _ => state.disk.clone(),
+        });
         runs.0.set_faults(Faults::default());
         let mut faults: Vec<String> = Vec::new();
         let mut seen: Vec<(u64, u64)> = Vec::new();
