@@ -21,6 +21,7 @@ const OPEN_COUNT_MAX: usize = 64;
 #[derive(Debug)]
 pub struct FsDirectory {
     root: PathBuf,
+    writable: bool,
     /// The least recently used first.
     open: Vec<(String, File)>,
 }
@@ -29,7 +30,13 @@ impl FsDirectory {
     /// The directory at `root`, which must exist.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> FsDirectory {
-        FsDirectory { root: root.into(), open: Vec::new() }
+        FsDirectory { root: root.into(), writable: true, open: Vec::new() }
+    }
+
+    /// The same for tools that only look: files are opened for reading, and what would change one fails.
+    #[must_use]
+    pub fn read_only(root: impl Into<PathBuf>) -> FsDirectory {
+        FsDirectory { writable: false, ..FsDirectory::new(root) }
     }
 
     /// Where it is.
@@ -42,7 +49,8 @@ impl FsDirectory {
         let file = match self.close(path) {
             Some(open) => open,
             None => {
-                let file = open_direct(OpenOptions::new().read(true).write(true), &self.root.join(path))?;
+                let mut options = OpenOptions::new();
+                let file = open_direct(options.read(true).write(self.writable), &self.root.join(path))?;
                 if self.open.len() == OPEN_COUNT_MAX {
                     self.open.remove(0);
                 }
@@ -58,6 +66,10 @@ impl FsDirectory {
     fn close(&mut self, path: &str) -> Option<(String, File)> {
         let at = self.open.iter().rposition(|(open, _)| open == path)?;
         Some(self.open.remove(at))
+    }
+
+    fn refuse_change(&self) -> io::Result<()> {
+        if self.writable { Ok(()) } else { Err(io::ErrorKind::ReadOnlyFilesystem.into()) }
     }
 
     fn parent(&self, path: &str) -> PathBuf {
@@ -118,10 +130,12 @@ impl Directory for FsDirectory {
     }
 
     fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.refuse_change()?;
         self.file(path)?.write_all_at(bytes, offset)
     }
 
     fn create_zeroed(&mut self, path: &str, size_bytes: u64) -> io::Result<()> {
+        self.refuse_change()?;
         let full = self.root.join(path);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
@@ -143,16 +157,19 @@ impl Directory for FsDirectory {
     }
 
     fn create_dir(&mut self, dir: &str) -> io::Result<()> {
+        self.refuse_change()?;
         std::fs::create_dir_all(self.root.join(dir))?;
         sync_path(&self.parent(dir))
     }
 
     fn remove(&mut self, path: &str) -> io::Result<()> {
+        self.refuse_change()?;
         self.close(path);
         std::fs::remove_file(self.root.join(path))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.refuse_change()?;
         self.close(from);
         self.close(to);
         std::fs::rename(self.root.join(from), self.root.join(to))

@@ -4,7 +4,7 @@
 //!   implementation must do.
 //! * [`LocalWal`] implements it on a local disk, sans-IO: it hands out [`DiskOp`]s and takes back [`DiskCompletion`]s, so
 //!   that a ring, a thread and a simulator drive the same code.
-//! * [`format_log`] makes a log in a [`Directory`], [`open`] recovers one. The decision what to accept is a table:
+//! * [`format_log`] makes a log in a [`Directory`], [`open`] recovers one, [`check`] says what it would find. The decision what to accept is a table:
 //!   [`recovery::table`].
 //! * [`mod@format`] holds the byte forms, pure; `docs/formats/wal-v1.md` specifies them.
 //! * [`memory`] is a disk in memory that loses power on command; [`inspect`] looks at a log for a person.
@@ -36,4 +36,4 @@ pub use format::BlockKind;
 pub use fs::FsDirectory;
 pub use local::{LocalWal, LogUsage};
 pub use log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
-pub use recovery::{Loss, OpenError, RecoveredBlock, RecoveryReport, format as format_log, open};
+pub use recovery::{Loss, OpenError, RecoveredBlock, RecoveryReport, check, format as format_log, open};

@@ -136,6 +136,15 @@ impl Superblock {
         }
     }
 
+    /// The generation of each copy in `file`, `None` where its checksum does not hold.
+    #[must_use]
+    pub fn generations(file: &[u8]) -> [Option<u64>; SUPER_COPY_COUNT] {
+        std::array::from_fn(|number| {
+            let copy = file.get(number * SUPER_COPY_SIZE_BYTES..)?.get(..SUPER_COPY_SIZE_BYTES)?;
+            intact_format(copy).and_then(|_| u64_at(copy, at::GENERATION))
+        })
+    }
+
     fn parse_fields(copy: &[u8]) -> Option<Superblock> {
         let superblock = Superblock {
             generation: u64_at(copy, at::GENERATION)?,

@@ -27,8 +27,8 @@ use crate::aligned::AlignedBuf;
 use crate::config::{LogIdentity, WalConfig};
 use crate::disk::{Directory, FileId, RUN_DIR, SEGMENT_DIR};
 use crate::format::{
-    Block, BlockKind, Checksum, SEGMENT_HEADER_SIZE_BYTES, SUPER_SIZE_BYTES, SegmentHeader, Superblock,
-    SuperblockError,
+    Block, BlockKind, Checksum, Place, SEGMENT_HEADER_SIZE_BYTES, SUPER_SIZE_BYTES, SegmentHeader,
+    Superblock, SuperblockError,
 };
 use crate::local::{LocalWal, Segment};
 use crate::log::BlockSeq;
@@ -74,7 +74,7 @@ pub type Visitor<'a> = &'a mut dyn FnMut(RecoveredBlock<'_>);
 /// What opening found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryReport {
-    /// The new epoch.
+    /// The new epoch; from [`check`] the newest that was found.
     pub epoch: Epoch,
     /// First block handed to the visitor, or the one that would have been.
     pub first: BlockSeq,
@@ -90,6 +90,8 @@ pub struct RecoveryReport {
     pub leader_time: WallMs,
     /// Why the chain ended where it did.
     pub end: RecoveryCase,
+    /// Where it did.
+    pub end_place: Place,
     /// The acknowledged blocks that were given up, where an operator had asked for it.
     pub accepted_loss: Option<Loss>,
 }
@@ -173,55 +175,23 @@ pub fn open(
     config: &WalConfig,
     visitor: Visitor<'_>,
 ) -> Result<(LocalWal, RecoveryReport), OpenError> {
-    let (superblock, super_file) = read_super(dir, &identity)?;
-    let config = WalConfig { segment_size_bytes: superblock.segment_size_bytes, ..*config };
-    if let Some(fault) = config.fault() {
-        return Err(OpenError::InvalidConfig(fault));
-    }
-    if !dir.has_dir(SEGMENT_DIR).map_err(OpenError::io("look for", SEGMENT_DIR))? {
-        return Err(OpenError::SegmentsMissing { committed_through: superblock.committed_through });
-    }
-    let slots = slots::survey(dir, &identity, config.segment_size_bytes)?;
-    let mut recovery = Recovery {
-        identity,
-        config,
-        superblock,
-        super_file,
-        slots,
-        live: Vec::new(),
-        scan: Scan {
-            identity,
-            segment_size_bytes: superblock.segment_size_bytes,
-            cursor: Cursor {
-                next: superblock.first_block_seq,
-                prev_checksum: superblock.first_prev_checksum,
-                epoch: Epoch(0),
-                leader_time: WallMs(0),
-                block_count: 0,
-                record_count: 0,
-                scanned_bytes: 0,
-            },
-            evidence: Evidence { committed_through: superblock.committed_through, epoch: superblock.epoch },
-            buf: AlignedBuf::new(),
-        },
-    };
-    let end = recovery.follow_chain(dir, visitor)?;
-    recovery.search_behind_end(dir)?;
-    let accepted_loss = recovery.judge(end)?;
-    let mut report = RecoveryReport {
-        epoch: Epoch(0),
-        first: superblock.first_block_seq,
-        last: BlockSeq(recovery.scan.cursor.next.0 - 1),
-        block_count: recovery.scan.cursor.block_count,
-        record_count: recovery.scan.cursor.record_count,
-        scanned_bytes: recovery.scan.cursor.scanned_bytes,
-        leader_time: recovery.scan.cursor.leader_time,
-        end,
-        accepted_loss,
-    };
-    let opened = recovery.repair(dir, accepted_loss.is_some())?;
+    let (recovery, mut report) = Recovery::read(dir, identity, config, visitor)?;
+    let opened = recovery.repair(dir, report.accepted_loss.is_some())?;
     report.epoch = opened.epoch;
     Ok((LocalWal::from_opened(opened), report))
+}
+
+/// Reads a log as [`open`] does, and changes nothing: hands every block to `visitor`, and answers what opening would find.
+///
+/// # Errors
+/// [`OpenError`], where opening would refuse before it writes.
+pub fn check(
+    dir: &mut dyn Directory,
+    identity: LogIdentity,
+    config: &WalConfig,
+    visitor: Visitor<'_>,
+) -> Result<RecoveryReport, OpenError> {
+    Recovery::read(dir, identity, config, visitor).map(|(_, report)| report)
 }
 
 /// Reads `SUPER` and checks whose it is.
@@ -265,6 +235,67 @@ struct Recovery {
 }
 
 impl Recovery {
+    /// Everything that opening reads, and its decision.
+    fn read(
+        dir: &mut dyn Directory,
+        identity: LogIdentity,
+        config: &WalConfig,
+        visitor: Visitor<'_>,
+    ) -> Result<(Recovery, RecoveryReport), OpenError> {
+        let (superblock, super_file) = read_super(dir, &identity)?;
+        let config = WalConfig { segment_size_bytes: superblock.segment_size_bytes, ..*config };
+        if let Some(fault) = config.fault() {
+            return Err(OpenError::InvalidConfig(fault));
+        }
+        if !dir.has_dir(SEGMENT_DIR).map_err(OpenError::io("look for", SEGMENT_DIR))? {
+            return Err(OpenError::SegmentsMissing { committed_through: superblock.committed_through });
+        }
+        let slots = slots::survey(dir, &identity, config.segment_size_bytes)?;
+        let mut recovery = Recovery {
+            identity,
+            config,
+            superblock,
+            super_file,
+            slots,
+            live: Vec::new(),
+            scan: Scan {
+                identity,
+                segment_size_bytes: superblock.segment_size_bytes,
+                cursor: Cursor {
+                    next: superblock.first_block_seq,
+                    prev_checksum: superblock.first_prev_checksum,
+                    epoch: Epoch(0),
+                    leader_time: WallMs(0),
+                    block_count: 0,
+                    record_count: 0,
+                    scanned_bytes: 0,
+                },
+                evidence: Evidence {
+                    committed_through: superblock.committed_through,
+                    epoch: superblock.epoch,
+                },
+                buf: AlignedBuf::new(),
+            },
+        };
+        let end = recovery.follow_chain(dir, visitor)?;
+        recovery.search_behind_end(dir)?;
+        let accepted_loss = recovery.judge(end)?;
+        let (segment_id, offset) = recovery.end_place();
+        let report = RecoveryReport {
+            epoch: recovery.scan.evidence.epoch,
+            first: superblock.first_block_seq,
+            last: BlockSeq(recovery.scan.cursor.next.0 - 1),
+            block_count: recovery.scan.cursor.block_count,
+            record_count: recovery.scan.cursor.record_count,
+            scanned_bytes: recovery.scan.cursor.scanned_bytes,
+            leader_time: recovery.scan.cursor.leader_time,
+            end,
+            end_place: Place { segment_id, offset: offset as u32 },
+            accepted_loss,
+        };
+        Ok((recovery, report))
+    }
+
     fn slot_of(&self, segment_id: u64) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.segment_id() == Some(segment_id))
     }
