@@ -265,6 +265,12 @@ impl<'a> RunBlock<'a> {
         self.count
     }
 
+    /// Bytes of header and entries, without the zeros behind them.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        BLOCK_HEADER_SIZE_BYTES + self.entries.len()
+    }
+
     /// Its events, by ascending key.
     pub fn entries(&self) -> impl Iterator<Item = RunEntry<'a>> + use<'a> {
         let mut rest = self.entries;

@@ -234,17 +234,27 @@ impl Runs {
         }
     }
 
-    /// Asserts what always holds.
-    pub(crate) fn check(&self) {
+    /// Says whether what always holds does.
+    ///
+    /// # Errors
+    /// What does not.
+    pub(crate) fn audit(&self) -> Result<(), String> {
         let mut pending = 0;
         for (id, run) in &self.runs {
-            assert!(run.loaded <= run.moved, "run {id}: what is loaded was moved");
-            let is_whole = run.closing != Closing::Closed || run.loaded == run.moved;
-            assert!(is_whole, "run {id} is closed once it was loaded");
-            assert_eq!(run.ended_in(run.loaded..run.moved), run.ended_ahead, "run {id} counts what ended");
+            let Run { moved, loaded, ended_ahead, .. } = run;
+            if loaded > moved || (run.closing == Closing::Closed && loaded != moved) {
+                return Err(format!("of run {id}, {moved} blocks were moved and {loaded} loaded"));
+            }
+            let ended = run.ended_in(*loaded..*moved);
+            if ended != *ended_ahead {
+                return Err(format!("in run {id}, {ended} events ended, and {ended_ahead} are counted"));
+            }
             pending += run.pending();
         }
-        assert_eq!(pending, self.pending, "pending events in runs are counted");
+        if pending != self.pending {
+            return Err(format!("{pending} events are pending in runs, and {} are counted", self.pending));
+        }
+        Ok(())
     }
 }
 

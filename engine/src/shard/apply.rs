@@ -21,6 +21,13 @@ pub enum ApplyError {
     Record(RecordError),
     /// It needs a run that can't be read.
     Run(RunError),
+    /// It makes an event pending that is pending: two would have one id.
+    Twice(Sequence),
+    /// A record says of how many events it is, and these are not as many.
+    Miscounted {
+        /// The first of them.
+        first: Sequence,
+    },
 }
 
 impl std::fmt::Display for ApplyError {
@@ -28,6 +35,12 @@ impl std::fmt::Display for ApplyError {
         match self {
             ApplyError::Record(error) => error.fmt(f),
             ApplyError::Run(error) => error.fmt(f),
+            ApplyError::Twice(Sequence(sequence)) => {
+                write!(f, "event {sequence} is pending already: two events would have one id")
+            }
+            ApplyError::Miscounted { first: Sequence(first) } => {
+                write!(f, "the record of events from {first} on holds another number of them than it says")
+            }
         }
     }
 }
@@ -60,8 +73,8 @@ impl Shard {
     /// Applies the records of a recovered block, with the files of runs at hand.
     ///
     /// # Errors
-    /// Where a record does not parse, or a run that it needs can't be read. The records before it are applied: the
-    /// caller refuses the shard.
+    /// Where a record does not parse, contradicts those before it, or needs a run that can't be read. The records
+    /// before it are applied: the caller refuses the shard.
     pub fn replay_block(
         &mut self,
         block: u64,
@@ -92,10 +105,10 @@ impl Shard {
         record: Record<'_>,
         files: &mut dyn RunFiles,
         out: &mut Effects,
-    ) -> Result<(), RunError> {
+    ) -> Result<(), ApplyError> {
         match record {
             Record::Published { topic, first_sequence, count, accepted, events } => {
-                self.apply_published(block, topic, first_sequence, count, accepted, events);
+                self.apply_published(block, topic, first_sequence, count, accepted, events)?;
             }
             Record::Relocated { topic, sequence, due, progress, event } => {
                 self.apply_relocated(block, topic, sequence, due, progress, event);
@@ -153,7 +166,7 @@ impl Shard {
         count: u32,
         accepted: WallMs,
         events: &[u8],
-    ) {
+    ) -> Result<(), ApplyError> {
         let mut applied = 0;
         for (sequence, due, event) in published_events(first, accepted, events) {
             if applied == count {
@@ -163,18 +176,25 @@ impl Shard {
             let location = self.durable.payloads.insert(sequence, event);
             let before =
                 self.durable.table.insert(sequence, Entry { due, location, topic, block: block as u32 });
-            assert!(before.is_none(), "sequence {sequence:?} was given out twice");
+            if before.is_some() {
+                assert!(self.recovering, "sequence {sequence:?} was given out twice");
+                return Err(ApplyError::Twice(sequence));
+            }
             if !self.recovering {
                 self.schedule(due, sequence, event.len());
             }
         }
-        assert_eq!(applied, count, "a record counts its events rightly");
+        if applied != count {
+            assert!(self.recovering, "a record counts its events rightly");
+            return Err(ApplyError::Miscounted { first });
+        }
         self.durable.copies.add(topic, count as usize);
         self.durable.ledger.published(block, first, count);
         self.durable.next_sequence = self.durable.next_sequence.max(first.0 + u64::from(count));
         if !self.recovering {
             self.volatile.accepted_bytes -= events.len();
         }
+        Ok(())
     }
 
     fn apply_relocated(

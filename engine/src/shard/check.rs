@@ -1,5 +1,7 @@
 //! What always holds, and a digest of what a crash must not change.
 
+use escapement_protocol::Sequence;
+
 use super::{Durable, Shard};
 use crate::far::Closing;
 
@@ -9,20 +11,41 @@ impl Shard {
     /// # Panics
     /// If one does not hold.
     pub fn check(&self) {
-        let Durable { table, payloads, ledger, copies, progress, next_sequence, runs, .. } = &self.durable;
-        runs.check();
-        assert_eq!(ledger.live(), table.len() as u64, "each pending event counts once in its block");
-        assert_eq!(copies.pending(), table.len(), "each pending event counts once in its topic");
-        let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
-        assert_eq!(bytes, payloads.live_bytes(), "each pending event has one payload");
-        for sequence in progress.events() {
-            assert!(table.get(sequence).is_some(), "progress belongs to pending events");
-        }
-        assert!(
-            table.iter().all(|(sequence, _)| sequence.0 < *next_sequence),
-            "sequences are given out once"
-        );
+        self.audit().unwrap_or_else(|broken| panic!("{broken}"));
         self.router.check();
+    }
+
+    /// Says whether every invariant of the durable state holds. Linear in what is pending: for tools. In recovery, call
+    /// [`Shard::replayed`] before.
+    ///
+    /// # Errors
+    /// The first one that does not.
+    pub fn audit(&self) -> Result<(), String> {
+        let Durable { table, payloads, ledger, copies, progress, next_sequence, runs, .. } = &self.durable;
+        runs.audit()?;
+        let counted = [("in its block", ledger.live()), ("in its topic", copies.pending() as u64)];
+        for (place, count) in counted {
+            if count != table.len() as u64 {
+                let pending = table.len();
+                return Err(format!(
+                    "each of {pending} pending events counts once {place}, which makes {count}"
+                ));
+            }
+        }
+        let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
+        let live = payloads.live_bytes();
+        if bytes != live {
+            return Err(format!("each pending event has one payload: {bytes} bytes, and {live} are kept"));
+        }
+        if let Some(Sequence(event)) = progress.events().find(|event| table.get(*event).is_none()) {
+            return Err(format!("event {event} has progress and is not pending"));
+        }
+        match table.iter().find(|(sequence, _)| sequence.0 >= *next_sequence) {
+            Some((Sequence(event), _)) => {
+                Err(format!("event {event} is pending, and the next to be given out is {next_sequence}"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A digest of the durable state, equal before a crash and after recovery from the same log.

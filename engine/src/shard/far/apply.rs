@@ -1,9 +1,10 @@
 //! What records about runs change.
 
+use super::super::ApplyError;
 use super::load::Chunk;
 use super::{Key, Shard};
 use crate::effects::Effects;
-use crate::far::{RunError, RunFiles, RunId, Stated, read_footer};
+use crate::far::{RunDamage, RunError, RunFiles, RunId, Stated, read_footer};
 use crate::record::Sequences;
 
 impl Shard {
@@ -61,7 +62,7 @@ impl Shard {
         block_count: u32,
         files: &mut dyn RunFiles,
         out: &mut Effects,
-    ) -> Result<(), RunError> {
+    ) -> Result<(), ApplyError> {
         if !self.recovering {
             let chunk = self.volatile.far.chunks.pop_front().expect("what the log says of it was read");
             let is_it = (chunk.run, chunk.first_block, chunk.block_count) == (run, first_block, block_count);
@@ -69,7 +70,8 @@ impl Shard {
             self.volatile.far.coming_bytes -= chunk.copy_size_bytes;
             // Alive from now on, which the log's owner reckons with in its next turn.
             self.volatile.log_room_bytes = self.volatile.log_room_bytes.saturating_sub(chunk.copy_size_bytes);
-            self.take_in(&chunk, block);
+            let taken = self.take_in(&chunk, block);
+            taken.expect("events that were moved are pending in one place");
             self.cancel_waiting(out);
             return Ok(());
         }
@@ -78,13 +80,12 @@ impl Shard {
         let index = &footer.ok_or(RunError::Missing(run))?.index;
         let blocks = index.get(first_block as usize..(first_block + block_count) as usize);
         let Some([first, ..]) = blocks else {
-            return Err(RunError::Damaged(run, crate::far::RunDamage::Footer));
+            return Err(RunError::Damaged(run, RunDamage::Footer).into());
         };
         let len = blocks.into_iter().flatten().map(|place| place.size_bytes as usize).sum();
         let bytes = files.read(run, first.offset, len);
         let chunk = Chunk::verified(self, run, (first_block, block_count), 0, bytes)?;
-        self.take_in(&chunk, block);
-        Ok(())
+        self.take_in(&chunk, block)
     }
 
     pub(in crate::shard) fn apply_cancelled_in_run(&mut self, id: RunId, key: Key) {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::super::ApplyError;
 use super::{Purpose, Shard};
 use crate::effects::Effects;
 use crate::far::format::{BlockPlace, RunBlock, RunEntry};
@@ -154,7 +155,10 @@ impl Shard {
     }
 
     /// Brings a chunk's events to memory. `block` is the log's block that says so.
-    pub(super) fn take_in(&mut self, chunk: &Chunk, block: u64) {
+    ///
+    /// # Errors
+    /// [`ApplyError::Twice`].
+    pub(super) fn take_in(&mut self, chunk: &Chunk, block: u64) -> Result<(), ApplyError> {
         let run = self.durable.runs.entry(chunk.run);
         for entry in chunk.entries() {
             if !run.ended.is_empty() && run.ended.contains(&entry.key) {
@@ -164,7 +168,9 @@ impl Shard {
             let location = self.durable.payloads.insert(sequence, entry.event);
             let held = Entry { due, location, topic: entry.topic, block: block as u32 };
             let before = self.durable.table.insert(sequence, held);
-            assert!(before.is_none(), "{sequence:?} is pending in one place");
+            if before.is_some() {
+                return Err(ApplyError::Twice(sequence));
+            }
             self.durable.copies.add(entry.topic, 1);
             self.durable.ledger.relocated(block, sequence);
             self.durable.next_sequence = self.durable.next_sequence.max(sequence.0 + 1);
@@ -174,6 +180,7 @@ impl Shard {
         }
         self.durable.runs.loaded(chunk.run, chunk.first_block + chunk.block_count, block);
         self.volatile.far.may_close = true;
+        Ok(())
     }
 
     /// States of each run that was loaded whole that nothing more is needed of it.
