@@ -24,7 +24,9 @@ fn log_in(dir: &tempfile::TempDir) -> FsDirectory {
     files
 }
 
-fn checked(files: &mut dyn Directory) -> Result<(Vec<(BlockSeq, Vec<u8>)>, RecoveryReport), OpenError> {
+type Blocks = Vec<(BlockSeq, Vec<u8>)>;
+
+fn checked(files: &mut dyn Directory) -> Result<(Blocks, RecoveryReport), OpenError> {
     let mut blocks = Vec::new();
     let mut visit = |block: RecoveredBlock<'_>| blocks.push((block.seq, block.records.to_vec()));
     let report = check(files, IDENTITY, &WalConfig::tiny(), &mut visit)?;
