@@ -339,6 +339,38 @@ pub fn read_identity(path: &Path) -> Result<Identity, DataDirError> {
     }
 }
 
+/// Whether the node's secrets can be read, without locking or changing them: for tools that only look.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn check_keys(path: &Path) -> Result<(), DataDirError> {
+    read_file(&path.join(KEYS), Keys::parse).map(drop)
+}
+
+/// Keeps nodes away from a directory for as long as the answer lives, and changes nothing: for tools that need it to hold
+/// still. `None` where there is no `LOCK`, as in a copy without it: no node ever served there.
+///
+/// # Errors
+/// [`DataDirError::Locked`], or why `LOCK` cannot be read.
+pub fn keep_still(path: &Path) -> Result<Option<File>, DataDirError> {
+    let file_path = path.join(LOCK);
+    let mut file = match File::open(&file_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(DataDirError::io("open", &file_path))?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(locked(path, &mut file)),
+        Err(TryLockError::Error(error)) => Err(DataDirError::io("lock", &file_path)(error)),
+    }
+}
+
+fn locked(path: &Path, file: &mut File) -> DataDirError {
+    let mut text = String::new();
+    let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+    DataDirError::Locked { path: path.to_owned(), pid }
+}
+
 /// Name of a shard's directory.
 #[must_use]
 pub fn shard_name(shard: u16) -> String {
@@ -477,11 +509,7 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
     let mut file = opened.map_err(DataDirError::io("open", &file_path))?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(DataDirError::Locked { path: path.to_owned(), pid });
-        }
+        Err(TryLockError::WouldBlock) => return Err(locked(path, &mut file)),
         Err(TryLockError::Error(error)) => return Err(DataDirError::io("lock", &file_path)(error)),
     }
     // Only a help for who is refused: nothing depends on it.

@@ -3,6 +3,7 @@
 //! It believes what carries a checksum that holds, and follows the blocks' places and numbers. Whether they form one
 //! chain, and what becomes of a log that misses some, is what opening it decides, not this.
 
+mod runs;
 #[cfg(test)]
 mod tests;
 
@@ -20,13 +21,19 @@ use serde_json::{Value, json};
 use super::failure::{Exit, Failure};
 use super::moment::rfc3339;
 use super::output::{Output, notice};
+use super::runs::LoggedRuns;
 use crate::data_dir::{read_identity, shard_name};
+use runs::{RUN_COLUMNS, run_rows};
 
 const AFTER_HELP: &str = "\
 A segment is live, ready for the next blocks, or free to be made ready; the old blocks of a free one are not \
 listed. Acknowledged blocks that are missing are told and end the command with status 5; what was torn when a \
 node was killed is only told. Inspecting a directory that a node serves shows what was on the disk while looking: \
 where a segment is used again meanwhile, blocks seem to be missing that were not needed any more.
+
+Runs, the files of far-future events, come in a second table: of how many of a run's blocks the events have moved \
+there, of how many they are loaded into the log again, and how many of its events are pending there and nowhere else. \
+A run that the log does not know is left over; the next start removes it. `escapement verify` checks every block.
 
 Examples:
   escapement inspect /var/lib/escapement
@@ -69,7 +76,7 @@ pub(super) fn run(args: &InspectArgs, out: &Output) -> Result<(), Failure> {
         out.line("")?;
     }
     let mut damaged = false;
-    let mut rows = Vec::new();
+    let (mut rows, mut run_rows) = (Vec::new(), Vec::new());
     for shard in shards {
         let mut found = Found::new(shard, args.records.then_some(out));
         found.look_at(&args.dir.join(shard_name(shard)))?;
@@ -78,9 +85,16 @@ pub(super) fn run(args: &InspectArgs, out: &Output) -> Result<(), Failure> {
         }
         damaged |= found.damaged;
         rows.extend(found.rows);
+        run_rows.extend(found.run_rows);
     }
     if !args.records {
         out.rows(&SEGMENT_COLUMNS, &rows)?;
+    }
+    if !args.records && !run_rows.is_empty() {
+        if !out.is_json() {
+            out.line("")?;
+        }
+        out.rows(&RUN_COLUMNS, &run_rows)?;
     }
     if damaged { Err(Failure::silent(Exit::Data)) } else { Ok(()) }
 }
@@ -169,6 +183,8 @@ struct Found<'a> {
     /// Where records are listed, if that was asked for.
     list: Option<&'a Output>,
     rows: Vec<Vec<Value>>,
+    runs: LoggedRuns,
+    run_rows: Vec<Vec<Value>>,
     /// What is not as it should be, or may not be.
     told: Vec<String>,
     /// Whether any of that is certain.
@@ -188,7 +204,15 @@ struct Cursor {
 
 impl<'a> Found<'a> {
     fn new(shard: u16, list: Option<&'a Output>) -> Found<'a> {
-        Found { shard, list, rows: Vec::new(), told: Vec::new(), damaged: false }
+        Found {
+            shard,
+            list,
+            rows: Vec::new(),
+            runs: LoggedRuns::default(),
+            run_rows: Vec::new(),
+            told: Vec::new(),
+            damaged: false,
+        }
     }
 
     fn tell_damage(&mut self, what: String) {
@@ -229,6 +253,14 @@ impl<'a> Found<'a> {
             self.rows.push(segment_row(self.shard, segment, state, &counts));
         }
         self.tell_of_missing(&cursor, cursor.acknowledged + 1);
+        self.follow_runs(dir)
+    }
+
+    fn follow_runs(&mut self, dir: &Path) -> Result<(), Fault> {
+        let (rows, damage) = run_rows(self.shard, dir, &self.runs)
+            .map_err(|error| Fault::Shard(format!("cannot read its runs: {error}")))?;
+        self.run_rows = rows;
+        damage.into_iter().for_each(|what| self.tell_damage(what));
         Ok(())
     }
 
@@ -279,7 +311,7 @@ impl<'a> Found<'a> {
         }
     }
 
-    fn add_records(&self, block: &Block<'_>, counts: &mut Counts) -> Result<(), Fault> {
+    fn add_records(&mut self, block: &Block<'_>, counts: &mut Counts) -> Result<(), Fault> {
         let header = block.header();
         let place = Place { shard: self.shard, block: header.block_seq.0, epoch: header.epoch.0 };
         if let (Some(out), Some(name)) = (self.list, own_block(header.kind)) {
@@ -288,6 +320,7 @@ impl<'a> Found<'a> {
         for record in records(block.records()) {
             let record = record.map_err(|error| Fault::Shard(format!("block {}: {error}", place.block)))?;
             counts.add(&record);
+            self.runs.take(&record);
             if let Some(out) = self.list {
                 let (name, facts) = describe(&record);
                 out.line(&place.line(name, facts, out)).map_err(Fault::Output)?;

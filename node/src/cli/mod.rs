@@ -1,7 +1,7 @@
 //! The command line: `escapement COMMAND`.
 //!
 //! Thin on purpose: `serve` and `dev` put a configuration and a data directory together and hand them to
-//! [`crate::serve`], `inspect` reads a directory, and everything else is one request through the client SDK.
+//! [`crate::serve`], `inspect` and `verify` read a directory, and everything else is one request through the client SDK.
 //!
 //! What a command is asked for goes to standard output; what is said about it goes to standard error.
 
@@ -13,9 +13,11 @@ mod inspect;
 mod moment;
 mod output;
 mod publish;
+mod runs;
 mod serve;
 mod setting_flags;
 mod subscribe;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -64,6 +66,8 @@ enum Command {
     Cancel(admin::CancelArgs),
     /// Look into a data directory, without changing it
     Inspect(inspect::InspectArgs),
+    /// Check every checksum, count and reference in a data directory, without changing it
+    Verify(verify::VerifyArgs),
     /// Print the versions of the program, its protocol and its formats
     Version,
     /// Print a completion script
@@ -114,6 +118,7 @@ fn execute(command: Command, program: &str, out: &Output) -> Result<(), Failure>
         Command::Subscription(command) => admin::run_subscription(command, out),
         Command::Cancel(args) => admin::run_cancel(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
+        Command::Verify(args) => verify::run(&args, out),
         Command::Version => version(out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

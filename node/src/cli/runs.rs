@@ -1,0 +1,142 @@
+//! What the log says of a shard's runs, and what their files do: for the commands that look into a data directory.
+//!
+//! It takes records as they come and believes each, so that it has an answer for a log that cannot be replayed, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+
+use escapement_engine::far::format::{RunBlock, RunFooter};
+use escapement_engine::far::{RunDamage, RunFiles, RunId};
+use escapement_engine::record::Record;
+use escapement_protocol::{Sequence, ShardId, WallMs};
+
+/// A due time and a sequence: what orders a run's events.
+pub(super) type Key = (WallMs, Sequence);
+
+/// What a `Moved` record says.
+#[derive(Clone, Debug)]
+pub(super) struct Move {
+    pub(super) blocks: Range<u32>,
+    /// Events that left the log for them.
+    pub(super) count: u64,
+}
+
+/// What the log says of one run.
+#[derive(Debug, Default)]
+pub(super) struct LoggedRun {
+    /// Blocks whose events have left the log for it, from the first on.
+    pub(super) moved: u32,
+    /// Blocks whose events are in the log again, from the first on.
+    pub(super) loaded: u32,
+    pub(super) closed: bool,
+    /// Bytes of its file, where a record states them.
+    pub(super) size_bytes: Option<u64>,
+    pub(super) cancelled: BTreeSet<Key>,
+    pub(super) moves: Vec<Move>,
+    /// Blocks that replaying the log reads.
+    pub(super) replayed: Vec<Range<u32>>,
+}
+
+impl LoggedRun {
+    /// Whether an event that is pending may be in its file and nowhere else.
+    pub(super) fn holds_events(&self) -> bool {
+        self.loaded < self.moved
+    }
+
+    /// Whether a start reads its file.
+    pub(super) fn is_needed(&self) -> bool {
+        self.holds_events() || !self.replayed.is_empty()
+    }
+
+    pub(super) fn is_replayed(&self, block: u32) -> bool {
+        self.replayed.iter().any(|blocks| blocks.contains(&block))
+    }
+
+    /// Cancelled events between the first keys of two blocks.
+    pub(super) fn cancelled_in(&self, index: &RunFooter, blocks: Range<u32>) -> u64 {
+        let first = |block: u32| index.index.get(block as usize).map(|place| place.first);
+        let Some(from) = first(blocks.start) else { return 0 };
+        let until = first(blocks.end);
+        self.cancelled.range(from..).take_while(|key| until.is_none_or(|until| **key < until)).count() as u64
+    }
+
+    /// Events that are in its file and nowhere else.
+    pub(super) fn pending(&self, footer: &RunFooter) -> u64 {
+        let blocks = self.loaded..self.moved;
+        count_in(footer, blocks.clone()).saturating_sub(self.cancelled_in(footer, blocks))
+    }
+}
+
+/// What the log says of a shard's runs.
+#[derive(Debug, Default)]
+pub(super) struct LoggedRuns(pub(super) BTreeMap<RunId, LoggedRun>);
+
+impl LoggedRuns {
+    /// Takes in the next record of the log.
+    pub(super) fn take(&mut self, record: &Record<'_>) {
+        match record {
+            Record::Run { run, closed, moved, loaded, size_bytes, .. } => {
+                let held = self.0.entry(*run).or_default();
+                held.moved = held.moved.max(*moved);
+                held.loaded = held.loaded.max(*loaded);
+                held.closed |= closed;
+                held.size_bytes = Some(*size_bytes);
+            }
+            Record::Moved { run, first_block, block_count, sequences } => {
+                let blocks = *first_block..first_block.saturating_add(*block_count);
+                let held = self.0.entry(*run).or_default();
+                held.moved = held.moved.max(blocks.end);
+                held.moves.push(Move { blocks, count: sequences.count() as u64 });
+            }
+            Record::Loaded { run, first_block, block_count } => {
+                let blocks = *first_block..first_block.saturating_add(*block_count);
+                let held = self.0.entry(*run).or_default();
+                held.loaded = held.loaded.max(blocks.end);
+                held.replayed.push(blocks);
+            }
+            Record::CancelledInRun { run, events } => {
+                self.0.entry(*run).or_default().cancelled.extend(events.iter());
+            }
+            Record::Published { .. }
+            | Record::Relocated { .. }
+            | Record::Completed { .. }
+            | Record::AttemptFailed { .. }
+            | Record::Topic { .. }
+            | Record::Subscription { .. }
+            | Record::Mark { .. } => {}
+        }
+    }
+}
+
+/// Events of these blocks, by the index.
+pub(super) fn count_in(footer: &RunFooter, blocks: Range<u32>) -> u64 {
+    let places = footer.index.get(blocks.start as usize..blocks.end as usize).unwrap_or_default();
+    places.iter().map(|place| u64::from(place.count)).sum()
+}
+
+/// The footer of a run whose file has that size.
+///
+/// # Errors
+/// Of the operating system, and within that what is wrong with it.
+pub(super) fn footer_of(
+    files: &mut dyn RunFiles,
+    shard: ShardId,
+    run: RunId,
+    size_bytes: u64,
+) -> io::Result<Result<RunFooter, RunDamage>> {
+    RunFooter::read(size_bytes, shard, run, |offset, len| files.read(run, offset, len))
+}
+
+/// The due time of a run's last event; `None` where its block cannot be read.
+pub(super) fn last_due(
+    files: &mut dyn RunFiles,
+    shard: ShardId,
+    run: RunId,
+    footer: &RunFooter,
+) -> Option<WallMs> {
+    let place = footer.index.last()?;
+    let bytes = files.read(run, place.offset, place.size_bytes as usize).ok()?;
+    let block = RunBlock::parse(&bytes, shard, run, footer.index.len() as u32 - 1).ok()?;
+    block.entries().last().map(|entry| entry.key.0)
+}
