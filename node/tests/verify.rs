@@ -254,6 +254,36 @@ fn a_damaged_block_of_the_log_is_told_with_what_lies_behind_it() {
 }
 
 #[test]
+fn a_run_that_was_loaded_is_needed_while_the_log_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let node = Node::start_with(&data, &["--horizon=1s".into()]).with_mail();
+    node.ask(&["publish", "--topic", "mail", "--delay", "4s"]);
+    let loaded = (0..2_000).find_map(|_| {
+        let runs = runs_of(&run(&["-o", "json", "inspect", data.to_str().unwrap()]));
+        runs.into_iter().find(|run| run["loaded"] == 1)
+    });
+    let loaded = loaded.expect("it is loaded before it is due");
+    node.process.kill();
+    let shard = loaded["shard"].as_u64().unwrap() as u16;
+    let path = data.join(format!("shard-{shard:04}/{}", loaded["file"].as_str().unwrap()));
+    assert_eq!((&loaded["events"], &loaded["pending"]), (&1.into(), &0.into()));
+    let verified = Verified::of(&data);
+    assert_eq!((verified.code, sum(&verified.rows, "pending"), sum(&verified.rows, "far")), (Some(0), 1, 0));
+
+    flip(&path, 60);
+    let verified = Verified::of(&data);
+    assert_eq!(verified.damage(shard)["block"], 0);
+    says(verified.damage(shard), &["a start reads it for the log", "will not serve"]);
+    flip(&path, 60);
+    flip(&path, 3_000);
+    says(Verified::of(&data).damage(shard), &["are not zero", "no event is changed"]);
+    flip(&path, 3_000);
+    flip(&path, 4_096 + 2_000);
+    says(Verified::of(&data).damage(shard), &["between index and trailer", "no event is changed"]);
+}
+
+#[test]
 fn what_is_no_whole_directory_or_in_use_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
