@@ -147,7 +147,7 @@ found! {
     a_file_whose_name_is_not_durable_is_noticed: CreationNotDurable within 130;
     a_recovery_that_makes_nothing_durable_is_noticed: RecoveryNotSynced within 90;
     results_that_are_forgotten_are_noticed: ResultsForgotten within 5;
-    a_wakeup_that_is_lost_is_noticed: LostWakeup within 5;
+    a_wakeup_that_is_lost_is_noticed: LostWakeup within 15;
     a_clock_that_goes_back_is_noticed: ClockBackwards within 30;
     mail_that_comes_twice_is_noticed: MailTwice within 10;
     clocks_that_are_read_in_the_wrong_order_are_noticed: ClocksCrossed within 10;
