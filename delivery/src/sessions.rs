@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 
 use escapement_protocol::frame::{PushBatchWriter, PushItem};
-use escapement_protocol::{Epoch, SubscriptionId};
+use escapement_protocol::{Epoch, MonoNs, SubscriptionId};
 
 /// A frame is handed over when it has grown to this, so that the first bytes leave while the rest is built.
 const FRAME_SIZE_BYTES: usize = 64 * 1024;
@@ -20,8 +20,26 @@ pub struct Session<S> {
     pub subscription: SubscriptionId,
     writer: PushBatchWriter,
     /// Whole frames that the stream has not taken yet.
-    waiting: VecDeque<Bytes>,
+    waiting: VecDeque<Waiting>,
+    /// When the pushes in the writer are no longer worth sending.
+    stale_at: MonoNs,
     dirty: bool,
+}
+
+/// A frame that its stream has not taken yet.
+#[derive(Debug)]
+struct Waiting {
+    frame: Bytes,
+    /// From here on it is not worth sending.
+    stale_at: MonoNs,
+}
+
+impl<S> Session<S> {
+    fn end_frame(&mut self) {
+        let frame = self.writer.finish_owned().into();
+        self.waiting.push_back(Waiting { frame, stale_at: self.stale_at });
+        self.stale_at = MonoNs(0);
+    }
 }
 
 /// Sessions by number. `S` is the transport's name for a stream.
@@ -42,7 +60,8 @@ impl<S: Copy> Sessions<S> {
     pub fn open(&mut self, session: u64, stream: S, subscription: SubscriptionId, epoch: Epoch) {
         let mut writer = PushBatchWriter::new();
         writer.begin(subscription, epoch);
-        let opened = Session { stream, subscription, writer, waiting: VecDeque::new(), dirty: false };
+        let (waiting, stale_at) = (VecDeque::new(), MonoNs(0));
+        let opened = Session { stream, subscription, writer, waiting, stale_at, dirty: false };
         self.sessions.insert(session, opened);
     }
 
@@ -53,13 +72,17 @@ impl<S: Copy> Sessions<S> {
 
     /// Adds one push, copying the event's bytes. Pushes to a session that has gone are dropped: its
     /// subscription's owner learns of the end, and sends the task elsewhere.
-    pub fn push(&mut self, session: u64, item: PushItem, event: &[u8]) {
+    ///
+    /// One that still waits for its stream after half of its deadline is dropped, too: its result would come too late, and
+    /// a stream that is slower than the deadlines would carry nothing but such pushes for good.
+    pub fn push(&mut self, now: MonoNs, session: u64, item: PushItem, event: &[u8]) {
         let Some(target) = self.sessions.get_mut(&session) else { return };
         if !target.writer.is_empty()
             && (target.writer.len_bytes() >= FRAME_SIZE_BYTES || !target.writer.fits(event.len()))
         {
-            target.waiting.push_back(target.writer.finish_owned().into());
+            target.end_frame();
         }
+        target.stale_at = target.stale_at.max(now.plus_ms(u64::from(item.deadline_ms / 2)));
         target.writer.push(item, event);
         if !target.dirty {
             target.dirty = true;
@@ -69,17 +92,20 @@ impl<S: Copy> Sessions<S> {
 
     /// Offers what waits to the transport, session by session, in order. `write` takes a frame, or gives
     /// it back where its stream has no room now.
-    pub fn flush(&mut self, mut write: impl FnMut(S, Bytes) -> Result<(), Bytes>) {
+    pub fn flush(&mut self, now: MonoNs, mut write: impl FnMut(S, Bytes) -> Result<(), Bytes>) {
         let mut still_dirty = Vec::new();
         for number in self.dirty.drain(..) {
             let Some(session) = self.sessions.get_mut(&number) else { continue };
             if !session.writer.is_empty() {
-                session.waiting.push_back(session.writer.finish_owned().into());
+                session.end_frame();
             }
             session.dirty = false;
-            while let Some(frame) = session.waiting.pop_front() {
+            while let Some(Waiting { frame, stale_at }) = session.waiting.pop_front() {
+                if stale_at < now {
+                    continue;
+                }
                 if let Err(frame) = write(session.stream, frame) {
-                    session.waiting.push_front(frame);
+                    session.waiting.push_front(Waiting { frame, stale_at });
                     session.dirty = true;
                     still_dirty.push(number);
                     break;
@@ -116,13 +142,13 @@ mod tests {
         let mut event = Vec::new();
         EventSpec::new(Due::At(WallMs(5)), "id", &[1; 1000]).encode(&mut event).expect("valid");
         for n in 0..500 {
-            sessions.push(9, item(n), &event);
+            sessions.push(MonoNs(0), 9, item(n), &event);
         }
         let mut got = Vec::new();
         let mut room = 2;
         while room < 100 {
             let mut left = room;
-            sessions.flush(|stream, frame| {
+            sessions.flush(MonoNs(0), |stream, frame| {
                 assert_eq!(stream, 'a');
                 if left == 0 {
                     return Err(frame);
@@ -148,9 +174,29 @@ mod tests {
     }
 
     #[test]
+    fn a_push_that_waits_for_half_its_deadline_is_not_sent_any_more() {
+        let mut sessions = Sessions::default();
+        sessions.open(9, 'a', SubscriptionId(1), Epoch(1));
+        let mut event = Vec::new();
+        EventSpec::new(Due::At(WallMs(5)), "id", b"").encode(&mut event).expect("valid");
+        let at = |ms: u64| MonoNs(0).plus_ms(ms);
+        for n in 0..3 {
+            sessions.push(at(n * 300), 9, item(n), &event);
+            sessions.flush(at(n * 300), |_, frame| Err(frame));
+        }
+        let mut sent = 0;
+        // Half of the deadline of 1,000 ms has passed for the first.
+        sessions.flush(at(501), |_, _| {
+            sent += 1;
+            Ok(())
+        });
+        assert_eq!((sent, sessions.dirty.len()), (2, 0));
+    }
+
+    #[test]
     fn a_push_to_a_session_that_has_gone_is_dropped() {
         let mut sessions = Sessions::<u8>::default();
-        sessions.push(1, item(1), &[0; 16]);
-        sessions.flush(|_, _| panic!("nothing to write"));
+        sessions.push(MonoNs(0), 1, item(1), &[0; 16]);
+        sessions.flush(MonoNs(0), |_, _| panic!("nothing to write"));
     }
 }

@@ -22,6 +22,10 @@ const KEPT: &[(u64, &str)] = &[
     (311, "over QUIC, an assertion of quinn-proto does not hold after a failed change of path"),
     (854, "an event was copied in the log while it was on its way to a run"),
     (500_210, "what had been loaded late from a run came after later events of its key"),
+    (
+        3_001_772,
+        "a log filled up with copies for good; then pushes waited in a slow stream for longer than their deadlines",
+    ),
     (2_886, "a log of short events with three subscribers each filled up until nothing could be freed"),
 ];
 

@@ -236,7 +236,9 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 Parcel::Admin { ticket, request } => {
                     self.inside.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
                 }
-                Parcel::Push { session, item, event } => self.inside.sessions.push(session, item, &event),
+                Parcel::Push { session, item, event } => {
+                    self.inside.sessions.push(now.mono, session, item, &event)
+                }
                 Parcel::Reply(reply) => self.inside.replies.push_back(reply),
                 Parcel::Objects(objects) => self.inside.take_objects(&objects),
             }
@@ -322,7 +324,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
 
     /// Offers pushes. One that finds no room is given back, kept, and offered again by the next call.
     pub fn flush_pushes(&mut self, write: impl FnMut(S, Bytes) -> Result<(), Bytes>) {
-        self.inside.sessions.flush(write);
+        self.inside.sessions.flush(self.inside.now.mono, write);
     }
 
     /// When [`Core::finish_turn`] must be called even if nothing comes.
@@ -476,7 +478,7 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
             let item = push_item(shard, &push, event);
             let core = (push.session.0 >> SESSION_CORE_SHIFT) as u16;
             if core == self.config.core {
-                self.sessions.push(push.session.0, item, event.bytes);
+                self.sessions.push(self.now.mono, push.session.0, item, event.bytes);
             } else {
                 let event = event.bytes.into();
                 self.mail[usize::from(core)].push(Parcel::Push { session: push.session.0, item, event });
