@@ -287,7 +287,12 @@ impl Shard {
             return (None, None);
         }
         let before = |due: WallMs, ms: u64| WallMs(due.0.saturating_sub(ms));
-        let read = self.next_read().map(|(due, _)| before(due, self.volatile.horizon_ms));
+        let first = self.volatile.far.to_read.first().map(|(due, _)| *due);
+        let read = match self.next_read() {
+            Some((due, _)) => Some(before(due, self.volatile.horizon_ms)),
+            // What has to wait for room may be read without, once it is due and nothing else can end.
+            None => first.filter(|due| *due > self.volatile.now.wall),
+        };
         let rescue = self.rescue_due().map(|due| before(due, self.rescue_ms()));
         let wall = [read, rescue].into_iter().flatten().min();
         (wall, self.flush_deadline())
