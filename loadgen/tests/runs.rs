@@ -77,6 +77,47 @@ fn a_missed_objective_is_named_and_exits_with_1() {
 }
 
 #[test]
+fn a_preload_is_counted_stays_pending_and_outlives_a_restart() {
+    let (status, json, said) = figures(
+        "--preload 5k --restart --rate 1k/s --duration 1s --warmup 1s --delay uniform:0s..200ms --node-arg=--shards=2",
+    );
+    assert_eq!(status, Some(0), "{said}");
+    let preload = &json["preload"];
+    assert_eq!((&preload["events"], &preload["asked"]), (&5_000.into(), &5_000.into()), "{said}");
+    assert_eq!((&preload["refused"], &preload["delivered"]), (&0.into(), &0.into()), "{said}");
+    assert_eq!((&preload["sampled"], &preload["sample_cancelled"]), (&100.into(), &100.into()), "{said}");
+    for field in ["seconds", "events_per_s"] {
+        assert!(preload[field].as_f64().is_some_and(|figure| figure > 0.0), "{field}");
+    }
+    for moment in ["after", "at_end"] {
+        for field in ["rss_peak_bytes", "rss_anon_bytes", "disk_bytes_per_event"] {
+            assert!(preload[moment][field].as_f64().is_some_and(|figure| figure > 0.0), "{moment} {field}");
+        }
+        assert!(preload[moment]["disk_bytes"]["log"].as_u64().is_some_and(|bytes| bytes > 0), "{said}");
+    }
+    for run in [&json, &json["before_preload"]] {
+        assert_eq!((&run["completed"], &run["lost"]), (&2_000.into(), &0.into()), "{said}");
+    }
+    let restart = &json["restart"];
+    assert_eq!((&restart["recovered"], &restart["expected"]), (&5_001.into(), &5_001.into()), "{said}");
+    for field in ["listening_ms", "first_reply_ms", "cancel_ms", "due_dispatch_ms"] {
+        assert!(restart[field].as_u64().is_some_and(|ms| ms < 60_000), "{field}");
+    }
+}
+
+#[test]
+fn a_preload_alone_delivers_what_comes_due_and_waits_as_the_node_asks() {
+    let (status, json, said) =
+        figures("--preload 3k --preload-delay 0s --duration 0s --batch-max 100 --node-arg=--admission=2k/s");
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(json["preload"]["events"], 3_000, "{said}");
+    assert!(json["preload"]["retried"].as_u64().is_some_and(|retried| retried > 0), "{said}");
+    assert!(json["preload"]["refused_by_code"]["RESOURCE_EXHAUSTED"].is_u64(), "{said}");
+    assert_eq!((json["preload"]["sampled"].as_u64(), json["published"].as_u64()), (Some(0), None), "{said}");
+    assert!(json["preload"]["delivered"].as_u64().is_some_and(|delivered| delivered > 0), "{said}");
+}
+
+#[test]
 fn wrong_arguments_exit_with_2_and_an_example() {
     let output = loadgen("--rate fast");
     assert_eq!(output.status.code(), Some(2));

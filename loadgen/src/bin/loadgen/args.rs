@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser};
 use escapement_loadgen::{DelayLaw, WorkloadConfig};
 
 use crate::slo::{Slo, slo};
-use crate::units::{Rate, delay, duration, permille, rate, sha256};
+use crate::units::{Rate, count, delay, duration, permille, rate, sha256};
 
 const AFTER_HELP: &str = "\
 Exit status: 0 every promise and objective kept, 1 something lost, early, altered, out of order, over a limit or an \
@@ -18,6 +18,7 @@ objective missed, 2 wrong arguments.
 Examples:
   loadgen --rate 500k/s --duration 30s --slo 'p99(lateness)<5ms'
   loadgen --rate max --delay 0s --json result.json
+  loadgen --preload 10M --restart --rate 20k/s
   loadgen --rate 20k/s --keys 1000 --fail 1% --addr 192.0.2.7:4433 --cert-sha256 5f1c...";
 
 /// Offers a load to an Escapement node, and judges what becomes of it
@@ -27,7 +28,7 @@ pub(crate) struct Args {
     /// Events per second, or max for as many as are taken
     #[arg(long, default_value = "100k/s", value_parser = rate, value_name = "RATE", help_heading = "Load")]
     pub(crate) rate: Rate,
-    /// How long events are offered and measured
+    /// How long events are offered and measured; with --preload, 0s for not at all
     #[arg(long, default_value = "30s", value_parser = duration, value_name = "TIME", help_heading = "Load")]
     pub(crate) duration: Duration,
     /// How long events are offered before that; the default is the longest delay, from 1s to 10s
@@ -52,6 +53,20 @@ pub(crate) struct Args {
     /// What everything random follows from
     #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Load")]
     pub(crate) seed: u64,
+
+    /// Publish N events at full speed first, such as 200k or 100M, which stay pending while the run is measured: it is
+    /// made twice, before them and on top of them. They are counted and a sample of them is cancelled at the end;
+    /// --duration 0s measures nothing else
+    #[arg(long, value_parser = count, value_name = "N", help_heading = "Preload")]
+    pub(crate) preload: Option<u64>,
+    /// Time from publish to due of those events; the default is uniform:15m..1h for one in ten, and uniform:1h..720h
+    /// for the others. Those that come due within the run are delivered and counted
+    #[arg(long, value_parser = delay, value_name = "LAW", requires = "preload", help_heading = "Preload")]
+    pub(crate) preload_delay: Option<DelayLaw>,
+    /// At the end kill the node, start it again on its data, and measure how long it takes to answer a publish, to
+    /// cancel a preloaded event and to deliver one that is due
+    #[arg(long, requires = "preload", conflicts_with = "addr", help_heading = "Preload")]
+    pub(crate) restart: bool,
 
     /// Connections that publish
     #[arg(long, default_value_t = 2, value_name = "N", help_heading = "Connections",
@@ -127,8 +142,13 @@ impl Args {
     /// Checks what depends on more than one argument.
     pub(crate) fn checked(self) -> Result<Self, clap::Error> {
         let refuse = |message: &str| Err(Args::command().error(ErrorKind::ValueValidation, message));
-        if self.duration.is_zero() {
-            return refuse("--duration must be longer than zero");
+        if self.duration.is_zero() && self.preload.is_none() {
+            return refuse("--duration must be longer than zero, unless there is a --preload");
+        }
+        if self.duration.is_zero() && !(self.slo.is_empty() && self.hgrm.is_none() && self.hlog.is_none()) {
+            return refuse(
+                "--duration must be longer than zero for --slo, --hgrm and --hlog: they tell of what is measured",
+            );
         }
         if self.payload > 200 * 1024 {
             return refuse("--payload is more than an event holds: at most 204800 bytes");
@@ -197,6 +217,14 @@ mod tests {
         assert_eq!((args.publishers, args.subscribers, args.mtu()), (2, 1, 8_952));
         assert_eq!(args.warmup(), Duration::from_secs(2));
         assert_eq!(parse("loadgen --addr 127.0.0.1:1").expect("valid").mtu(), 1_452);
+        assert_eq!(args.preload, None);
+    }
+
+    #[test]
+    fn a_preload_may_be_all_that_is_done() {
+        let args = parse("loadgen --preload 200k --restart --duration 0s").expect("valid");
+        assert_eq!((args.preload, args.preload_delay, args.restart), (Some(200_000), None, true));
+        assert!(args.duration.is_zero());
     }
 
     #[test]
@@ -205,6 +233,12 @@ mod tests {
             ("loadgen --rate fast", "500k/s"),
             ("loadgen --slo p98(lateness)<1ms", "p99.9"),
             ("loadgen --duration 0s", "longer than zero"),
+            ("loadgen --preload 5k --duration 0s --slo p99(lateness)<1ms", "longer than zero"),
+            ("loadgen --preload 0", "100M"),
+            ("loadgen --restart", "--preload"),
+            ("loadgen --preload-delay 1h", "--preload"),
+            ("loadgen --preload 5k --preload-delay later", "5ms"),
+            ("loadgen --preload 5k --restart --addr 127.0.0.1:1", "cannot be used with"),
             ("loadgen --payload 300000", "204800"),
             ("loadgen --topics 4 --keys 2", "belongs to one topic"),
             ("loadgen --cert-sha256 00", "64"),

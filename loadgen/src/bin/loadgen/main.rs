@@ -6,12 +6,15 @@
 
 mod args;
 mod clock;
+mod disk;
 mod judge;
 mod measure;
 mod node_process;
+mod preload;
 mod publish;
 mod receive;
 mod report;
+mod restart;
 mod run;
 mod slo;
 mod sys;

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,6 +13,8 @@ use tempfile::TempDir;
 
 use crate::NODE_ARGUMENT;
 use crate::args::Args;
+use crate::disk::DiskUse;
+use crate::report::say;
 use crate::sys;
 use crate::units::sha256;
 
@@ -26,38 +29,71 @@ pub(crate) struct NodeProcess {
     pub(crate) cert_sha256: [u8; 32],
     /// Kept open, so that the node can print.
     _stdout: BufReader<ChildStdout>,
+    path: PathBuf,
+    cpus: Vec<usize>,
     _data: Option<TempDir>,
+}
+
+/// How a node came up again.
+#[derive(Debug)]
+pub(crate) struct Restart {
+    /// When its process was started.
+    pub(crate) since: Instant,
+    /// From then until it took connections.
+    pub(crate) listening: Duration,
+    /// Pending events that it said to have recovered, where it said so.
+    pub(crate) recovered: Option<u64>,
+}
+
+/// A process that takes connections.
+struct Started {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    addr: SocketAddr,
+    cert_sha256: [u8; 32],
 }
 
 impl NodeProcess {
     /// Starts a node on these CPUs and waits until it takes connections.
     pub(crate) fn start(args: &Args, cpus: &[usize]) -> Result<Self> {
         let (directory, path) = data_directory(args)?;
-        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
-        command
-            .args([NODE_ARGUMENT, "serve", "--listen", "127.0.0.1:0", "--data"])
-            .arg(&path)
-            .args(["--mtu", &args.mtu().to_string()])
-            .args(&args.node_arg)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        sys::prepare_child(&mut command, sys::cpu_set(cpus));
-        let mut child = command.spawn().context("starting the node")?;
-        let stdout = child.stdout.take().ok_or_else(|| anyhow!("the node has no standard output"))?;
-        let mut stdout = BufReader::new(stdout);
-        let mut line = String::new();
-        // Ends when the node prints or dies; a node that does neither is ended by hand.
-        let read = stdout.read_line(&mut line);
-        let started = read.context("reading what the node prints").and_then(|_| address(&line));
-        match started {
-            Ok((addr, cert_sha256)) => {
-                Ok(NodeProcess { child, addr, cert_sha256, _stdout: stdout, _data: directory })
-            }
-            Err(error) => {
-                stop(&mut child);
-                Err(error)
-            }
-        }
+        let Started { child, stdout, addr, cert_sha256 } =
+            Started::wait(command(args, &path, cpus)?.spawn().context("starting the node")?)?;
+        let cpus = cpus.to_vec();
+        Ok(NodeProcess { child, addr, cert_sha256, _stdout: stdout, path, cpus, _data: directory })
+    }
+
+    /// Ends the node as a crash would, and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        // Errors say that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts a node that was killed on the same data, and waits until it takes connections.
+    ///
+    /// To be called on the thread that called [`NodeProcess::start`]: the node ends with the thread that starts it.
+    pub(crate) fn start_again(&mut self, args: &Args) -> Result<Restart> {
+        let since = Instant::now();
+        let mut child = command(args, &self.path, &self.cpus)?
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting the node again")?;
+        let stderr = child.stderr.take().ok_or_else(|| anyhow!("the node has no standard error"))?;
+        let (found, recovered) = mpsc::channel();
+        std::thread::spawn(move || pass_on(BufReader::new(stderr), &found));
+        let Started { child, stdout, addr, cert_sha256 } = Started::wait(child)?;
+        let listening = since.elapsed();
+        (self.child, self._stdout, self.addr, self.cert_sha256) = (child, stdout, addr, cert_sha256);
+        // It was said before the line that was waited for, and is here as soon as the other thread has run.
+        let recovered = recovered.recv_timeout(Duration::from_secs(1)).ok();
+        Ok(Restart { since, listening, recovered })
+    }
+
+    /// What it takes in memory and on its disk now.
+    pub(crate) fn footprint(&self) -> Result<Footprint> {
+        let disk = DiskUse::of(&self.path).with_context(|| format!("--data {}", self.path.display()))?;
+        Ok(Footprint { memory: self.sample(), disk })
     }
 
     /// What the operating system counts of the node now.
@@ -67,6 +103,7 @@ impl NodeProcess {
         NodeSample {
             cpu: cpu_of(&read("stat")),
             rss_peak_bytes: field(&read("status"), "VmHWM:") * 1_024,
+            rss_anon_bytes: field(&read("status"), "RssAnon:") * 1_024,
             written_bytes: field(&read("io"), "write_bytes:"),
         }
     }
@@ -81,6 +118,52 @@ impl Drop for NodeProcess {
     fn drop(&mut self) {
         stop(&mut self.child);
     }
+}
+
+impl Started {
+    fn wait(mut child: Child) -> Result<Started> {
+        let stdout = child.stdout.take().ok_or_else(|| anyhow!("the node has no standard output"))?;
+        let mut stdout = BufReader::new(stdout);
+        let mut line = String::new();
+        // Ends when the node prints or dies; a node that does neither is ended by hand.
+        let read = stdout.read_line(&mut line);
+        match read.context("reading what the node prints").and_then(|_| address(&line)) {
+            Ok((addr, cert_sha256)) => Ok(Started { child, stdout, addr, cert_sha256 }),
+            Err(error) => {
+                stop(&mut child);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn command(args: &Args, path: &Path, cpus: &[usize]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+    command
+        .args([NODE_ARGUMENT, "serve", "--listen", "127.0.0.1:0", "--data"])
+        .arg(path)
+        .args(["--mtu", &args.mtu().to_string()])
+        .args(&args.node_arg)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    sys::prepare_child(&mut command, sys::cpu_set(cpus));
+    Ok(command)
+}
+
+/// Says what the node says, and tells how many pending events it has recovered.
+fn pass_on(stderr: impl BufRead, found: &mpsc::Sender<u64>) {
+    for line in stderr.lines().map_while(Result::ok) {
+        if let Some(pending) = recovered(&line) {
+            // Nobody may be waiting any more.
+            let _ = found.send(pending);
+        }
+        say(&line);
+    }
+}
+
+/// Reads `recovered N pending events in T ms`.
+fn recovered(line: &str) -> Option<u64> {
+    line.strip_prefix("recovered ")?.split_once(" pending events ")?.0.parse().ok()
 }
 
 fn stop(child: &mut Child) {
@@ -146,6 +229,13 @@ fn address(line: &str) -> Result<(SocketAddr, [u8; 32])> {
     Ok((addr.parse().map_err(|_| wrong())?, sha256(cert).map_err(|_| wrong())?))
 }
 
+/// What a node takes at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Footprint {
+    pub(crate) memory: NodeSample,
+    pub(crate) disk: DiskUse,
+}
+
 /// Figures of a process at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct NodeSample {
@@ -153,6 +243,8 @@ pub(crate) struct NodeSample {
     pub(crate) cpu: Duration,
     /// Most memory resident at once so far.
     pub(crate) rss_peak_bytes: u64,
+    /// Memory resident now that no file backs.
+    pub(crate) rss_anon_bytes: u64,
     /// Bytes that it had written to disks so far.
     pub(crate) written_bytes: u64,
 }
@@ -199,6 +291,15 @@ mod tests {
         assert_eq!((addr.port(), cert), (4433, [0xab; 32]));
         assert!(address("").is_err_and(|error| error.to_string().contains("\"\"")));
         assert!(address("listening on nowhere cert-sha256 00").is_err());
+    }
+
+    #[test]
+    fn what_the_node_recovered_is_read_of_its_own_words() {
+        assert_eq!(recovered("recovered 1200 pending events in 34 ms"), Some(1_200));
+        assert_eq!(recovered("recovered some pending events in 34 ms"), None);
+        let (found, pending) = mpsc::channel();
+        pass_on(&b"one line\nrecovered 7 pending events in 0 ms\n"[..], &found);
+        assert_eq!(pending.try_recv(), Ok(7));
     }
 
     #[test]

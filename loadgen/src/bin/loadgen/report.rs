@@ -1,36 +1,69 @@
 //! Results, for people and for programs.
 
+mod histograms;
+mod preload;
+
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
-use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use escapement_protocol::ErrorCode;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::V2Serializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use serde_json::{Value, json};
 
+pub(crate) use histograms::IntervalLog;
+
 use crate::args::Args;
-use crate::clock::Clock;
 use crate::measure::Distributions;
+use crate::preload::Preloaded;
+use crate::restart::Restarted;
 use crate::run::{Datagrams, Mark};
 use crate::slo::{Metric, QUANTILES, Slo};
 
 /// Time between two lines of progress.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Names of an interval log's columns, as HdrHistogram's own tools write and skip them.
-const INTERVAL_LOG_LEGEND: &str =
-    "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\"";
-
 /// Prints a line for people, beside what the program was asked for.
 #[expect(clippy::print_stderr, reason = "the one place where the program speaks")]
 pub(crate) fn say(line: &str) {
     eprintln!("{line}");
+}
+
+/// All that was done.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    /// The measured run before the preload, where there is one.
+    pub(crate) before: Option<Outcome>,
+    /// The measured run; on top of the preload, where there is one.
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) preload: Option<Preloaded>,
+    pub(crate) restart: Option<Restarted>,
+}
+
+impl Results {
+    /// Whether every promise and objective was kept.
+    pub(crate) fn is_kept(&self) -> bool {
+        let runs = self.before.iter().chain(&self.outcome).all(Outcome::is_kept);
+        let preload = self.preload.as_ref().is_none_or(Preloaded::is_kept);
+        runs && preload && self.restart.as_ref().is_none_or(Restarted::is_kept)
+    }
+
+    fn to_json(&self, args: &Args) -> Value {
+        let mut json = self.outcome.as_ref().map_or_else(|| json!({}), |outcome| outcome.to_json(args));
+        if let Some(before) = &self.before {
+            json["before_preload"] = before.to_json(args);
+        }
+        if let Some(preload) = &self.preload {
+            json["preload"] = preload::json(preload);
+        }
+        if let Some(restart) = &self.restart {
+            json["restart"] = preload::restart_json(restart);
+        }
+        json["kept"] = json!(self.is_kept());
+        json
+    }
 }
 
 /// How a run ended.
@@ -95,7 +128,7 @@ impl Outcome {
             "missed_sends": self.missed,
             "acknowledged": report.acknowledged,
             "refused": report.refused,
-            "refused_by_code": self.refusals(),
+            "refused_by_code": refusals(&self.refused_by_code),
             "resent": self.resent,
             "dispatched": report.dispatched,
             "completed": report.completed,
@@ -128,19 +161,21 @@ impl Outcome {
                 "cpu_s": self.node_cpu_s(),
                 "cpu_s_per_million": self.node_cpu_s() * 1e6 * per_task,
                 "rss_peak_bytes": self.last.node.rss_peak_bytes,
+                "rss_anon_bytes": self.last.node.rss_anon_bytes,
                 "log_bytes": self.log_bytes(),
                 "log_bytes_per_task": self.log_bytes() as f64 * per_task,
             });
         }
         json
     }
+}
 
-    fn refusals(&self) -> Value {
-        let name = |number: &u16| {
-            ErrorCode::from_number(*number).map_or_else(|| number.to_string(), |code| code.name().to_owned())
-        };
-        self.refused_by_code.iter().map(|(number, count)| (name(number), json!(count))).collect()
-    }
+/// Counts of refusals under the names of their codes.
+fn refusals(by_code: &BTreeMap<u16, u64>) -> Value {
+    let name = |number: &u16| {
+        ErrorCode::from_number(*number).map_or_else(|| number.to_string(), |code| code.name().to_owned())
+    };
+    by_code.iter().map(|(number, count)| (name(number), json!(count))).collect()
 }
 
 fn per(events: u64, datagrams: u64) -> f64 {
@@ -160,33 +195,45 @@ pub(crate) fn missed_objectives(objectives: &[Slo], all: &Distributions) -> Vec<
 }
 
 /// Prints the results and writes what was asked for.
-pub(crate) fn write(args: &Args, outcome: &Outcome) -> Result<()> {
-    let json = outcome.to_json(args);
+pub(crate) fn write(args: &Args, results: &Results) -> Result<()> {
+    let json = results.to_json(args);
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&json).context("JSON")?;
         std::fs::write(path, text + "\n").with_context(|| format!("--json {}", path.display()))?;
     }
-    if let Some(path) = &args.hgrm {
-        write_percentiles(path, outcome.all.of(Metric::Lateness))
+    if let (Some(path), Some(outcome)) = (&args.hgrm, &results.outcome) {
+        histograms::write_percentiles(path, outcome.all.of(Metric::Lateness))
             .with_context(|| format!("--hgrm {}", path.display()))?;
     }
-    say(&tables(outcome, &json));
-    for line in complaints(outcome) {
+    if let Some(outcome) = &results.outcome {
+        say(&tables(outcome, results.before.as_ref(), &json));
+    }
+    if let Some(preload) = &results.preload {
+        say(&preload::table(preload, results.restart.as_ref()));
+    }
+    let before = results.before.iter().flat_map(complaints).map(|line| format!("before the preload: {line}"));
+    let after = results.outcome.iter().flat_map(complaints);
+    for line in before.chain(after).chain(preload::complaints(results)) {
         say(&line);
     }
     Ok(())
 }
 
-fn tables(outcome: &Outcome, json: &Value) -> String {
+fn tables(outcome: &Outcome, before: Option<&Outcome>, json: &Value) -> String {
     let report = &outcome.last.report;
     let mut times = Table::new();
     times
         .load_preset(presets::UTF8_BORDERS_ONLY)
         .set_header(std::iter::once("").chain(QUANTILES.iter().map(|(name, _)| *name)).collect::<Vec<_>>());
-    for metric in Metric::ALL {
-        let of = outcome.all.of(metric);
+    let mut add = |name: String, of: &Histogram<u64>| {
         let cells = QUANTILES.iter().map(|(_, quantile)| time(of.value_at_quantile(*quantile)));
-        times.add_row(std::iter::once(metric.name().to_owned()).chain(cells).collect::<Vec<_>>());
+        times.add_row(std::iter::once(name).chain(cells).collect::<Vec<_>>());
+    };
+    for metric in Metric::ALL {
+        add(metric.name().to_owned(), outcome.all.of(metric));
+        if let Some(before) = before {
+            add(format!("  {}, before the preload", metric.name()), before.all.of(metric));
+        }
     }
     let mut counts = Table::new();
     counts.load_preset(presets::UTF8_BORDERS_ONLY);
@@ -256,78 +303,6 @@ fn complaints(outcome: &Outcome) -> Vec<String> {
         ));
     }
     lines
-}
-
-/// HdrHistogram's percentile table, as its plotter reads it.
-fn write_percentiles(path: &Path, of: &Histogram<u64>) -> Result<()> {
-    let mut out = BufWriter::new(File::create(path)?);
-    writeln!(out, "{:>12} {:>14} {:>10} {:>14}\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)")?;
-    for value in of.iter_quantiles(5) {
-        let share = value.quantile_iterated_to();
-        let total = of.count_between(0, value.value_iterated_to());
-        write!(out, "{:12.3} {share:2.12} {total:10}", value.value_iterated_to() as f64)?;
-        if share < 1.0 {
-            write!(out, " {:14.2}", 1.0 / (1.0 - share))?;
-        }
-        writeln!(out)?;
-    }
-    writeln!(out, "#[Mean = {:12.3}, StdDeviation = {:12.3}]", of.mean(), of.stdev())?;
-    writeln!(out, "#[Max = {:12.3}, Total count = {:12}]", of.max() as f64, of.len())?;
-    out.flush()?;
-    Ok(())
-}
-
-/// Every second's distributions, written as they come.
-pub(crate) struct IntervalLog {
-    out: BufWriter<File>,
-    last_ns: u64,
-}
-
-impl std::fmt::Debug for IntervalLog {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("IntervalLog").field("last_ns", &self.last_ns).finish_non_exhaustive()
-    }
-}
-
-impl IntervalLog {
-    pub(crate) fn create(path: &Path, clock: Clock) -> Result<Self> {
-        let create = || -> Result<Self> {
-            let mut out = BufWriter::new(File::create(path)?);
-            let start = SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.wall_at_ns(0));
-            IntervalLogWriterBuilder::new()
-                .with_start_time(start)
-                .with_base_time(start)
-                .with_max_value_divisor(1_000.0)
-                .begin_log_with(&mut out, &mut V2Serializer::new())?;
-            writeln!(out, "{INTERVAL_LOG_LEGEND}")?;
-            Ok(IntervalLog { out, last_ns: 0 })
-        };
-        create().with_context(|| format!("--hlog {}", path.display()))
-    }
-
-    /// Writes what was recorded since the last time.
-    pub(crate) fn write(&mut self, second: &Distributions, at_ns: u64) -> Result<()> {
-        let (from, length) = (Duration::from_nanos(self.last_ns), Duration::from_nanos(at_ns - self.last_ns));
-        self.last_ns = at_ns;
-        let mut serializer = V2Serializer::new();
-        // The header was written when the log was created: what is built here goes to a scratch buffer first.
-        let mut lines = Vec::new();
-        {
-            let mut log = IntervalLogWriterBuilder::new()
-                .with_max_value_divisor(1_000.0)
-                .begin_log_with(&mut lines, &mut serializer)
-                .context("--hlog")?;
-            for metric in Metric::ALL {
-                let tag = Tag::new(metric.name());
-                log.write_histogram(second.of(metric), from, length, tag)
-                    .map_err(|error| anyhow::anyhow!("--hlog: {error:?}"))?;
-            }
-        }
-        for line in lines.split_inclusive(|byte| *byte == b'\n').filter(|line| line.starts_with(b"Tag=")) {
-            self.out.write_all(line).context("--hlog")?;
-        }
-        self.out.flush().context("--hlog")
-    }
 }
 
 /// A line every second.
@@ -406,7 +381,7 @@ fn time(us: u64) -> String {
     }
 }
 
-fn thousands(number: u64) -> String {
+pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
@@ -437,31 +412,5 @@ mod tests {
         assert_eq!(missed_objectives(&objectives, &all), Vec::<String>::new());
         (0..5).for_each(|_| all.record(Metric::Lateness, 5_100_000));
         assert_eq!(missed_objectives(&objectives, &all), ["p99(lateness)<5ms was 5.10 ms"]);
-    }
-
-    #[test]
-    fn the_percentile_table_ends_with_every_value() {
-        let mut all = Distributions::new();
-        (1..=1_000).for_each(|ms| all.record(Metric::Lateness, ms * 1_000_000));
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        write_percentiles(file.path(), all.of(Metric::Lateness)).expect("written");
-        let text = std::fs::read_to_string(file.path()).expect("readable");
-        let last = text.lines().rev().find(|line| !line.starts_with('#')).expect("lines");
-        let cells: Vec<&str> = last.split_whitespace().collect();
-        assert_eq!((cells[1], cells[2]), ("1.000000000000", "1000"));
-    }
-
-    #[test]
-    fn the_interval_log_has_one_header_and_a_line_for_each_metric_and_second() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        let mut log = IntervalLog::create(file.path(), Clock::start()).expect("created");
-        let mut second = Distributions::new();
-        second.record(Metric::Lateness, 1_000_000);
-        log.write(&second, 1_000_000_000).expect("written");
-        log.write(&second, 2_000_000_000).expect("written");
-        let text = std::fs::read_to_string(file.path()).expect("readable");
-        assert_eq!(text.lines().filter(|line| line.starts_with("Tag=")).count(), 6);
-        assert_eq!(text.lines().filter(|line| line.contains("StartTimestamp\"")).count(), 1);
-        assert!(text.contains("Tag=lateness,1."), "{text}");
     }
 }

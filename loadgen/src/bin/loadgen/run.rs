@@ -1,4 +1,4 @@
-//! One run, from an empty node to a verdict.
+//! Runs, from an empty node to a verdict.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,9 +17,12 @@ use crate::clock::{Clock, wall_ns};
 use crate::judge::Judge;
 use crate::measure::Distributions;
 use crate::node_process::{NodeProcess, NodeSample, own_cpu, stolen};
+use crate::preload::Preload;
 use crate::publish::{Sender, by_schedule, flat_out, take_receipts};
 use crate::receive::{Receiver, UNPOISONED};
-use crate::report::{self, Outcome, Progress};
+use crate::report::{self, Outcome, Progress, Results};
+use crate::restart::restart;
+use crate::slo::Slo;
 use crate::sys;
 
 /// Bytes that may be under way to a subscriber.
@@ -57,13 +60,49 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         let mut interrupted = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut ended = signal(SignalKind::terminate()).context("SIGTERM")?;
         tokio::select! {
-            outcome = Run::load(args, node) => outcome,
+            outcome = whole(args, node) => outcome,
             _ = interrupted.recv() => bail!("interrupted"),
             _ = ended.recv() => bail!("ended by a signal"),
         }
     })?;
     report::write(args, &outcome)?;
     Ok(outcome.is_kept())
+}
+
+/// The measured run; with a preload, before and on top of it, and what it leads to.
+async fn whole(args: &Args, mut node: Option<NodeProcess>) -> Result<Results> {
+    let mut results = Results::default();
+    let mut connected = Client::connect(connect_options(args, node.as_ref())?).await?;
+    let Some(count) = args.preload else {
+        results.outcome = Some(Run::load(args, node.as_mut(), &connected, &args.slo, true).await?);
+        return Ok(results);
+    };
+    let head = |what: &str| {
+        if !args.quiet {
+            report::say(what);
+        }
+    };
+    let is_measured = !args.duration.is_zero();
+    if is_measured {
+        head("before the preload:");
+        results.before = Some(Run::load(args, node.as_mut(), &connected, &[], false).await?);
+    }
+    let mut preload = Preload::publish(args, count, node.as_mut(), &connected).await?;
+    if is_measured {
+        head("on top of the preload:");
+        results.outcome = Some(Run::load(args, node.as_mut(), &connected, &args.slo, true).await?);
+    }
+    if let Some(node) = &node {
+        preload.look(node)?;
+    }
+    let mut cancelled = None;
+    if let Some(node) = node.as_mut().filter(|_| args.restart) {
+        let restarted;
+        (connected, restarted, cancelled) = restart(args, node, &mut preload, connected).await?;
+        results.restart = Some(restarted);
+    }
+    results.preload = Some(preload.finish(&connected, cancelled.as_slice()).await?);
+    Ok(results)
 }
 
 /// CPUs for the node and for this process. One CPU is shared.
@@ -81,7 +120,8 @@ fn split_cpus(args: &Args) -> Result<(Vec<usize>, Vec<usize>)> {
 #[derive(Debug)]
 struct Run<'a> {
     args: &'a Args,
-    node: Option<NodeProcess>,
+    node: Option<&'a mut NodeProcess>,
+    objectives: &'a [Slo],
     judge: Arc<Mutex<Judge>>,
     clock: Clock,
     all: Distributions,
@@ -102,10 +142,15 @@ pub(crate) struct Mark {
 }
 
 impl<'a> Run<'a> {
-    async fn load(args: &'a Args, node: Option<NodeProcess>) -> Result<Outcome> {
-        let options = connect_options(args, node.as_ref())?;
-        let connected = Client::connect(options).await?;
-        let (topics, subscriptions) = create(args, &connected).await?;
+    /// Makes one run on topics of its own, and judges it by these objectives.
+    async fn load(
+        args: &'a Args,
+        node: Option<&'a mut NodeProcess>,
+        connected: &Client,
+        objectives: &'a [Slo],
+        is_logged: bool,
+    ) -> Result<Outcome> {
+        let (topics, subscriptions) = create(args, connected).await?;
         let judge = Arc::new(Mutex::new(Judge::new(args.workload(), args.max_concurrent)));
         let mut tasks = JoinSet::new();
 
@@ -136,10 +181,11 @@ impl<'a> Run<'a> {
         tokio::time::sleep(LEAD).await;
 
         let clock = Clock::start();
-        let hlog = args.hlog.as_deref().map(|path| report::IntervalLog::create(path, clock)).transpose()?;
+        let hlog = args.hlog.as_deref().filter(|_| is_logged);
+        let hlog = hlog.map(|path| report::IntervalLog::create(path, clock)).transpose()?;
         let progress = Progress::new(args.quiet);
         let all = Distributions::new();
-        let mut run = Run { args, node, judge, clock, all, hlog, progress, tasks };
+        let mut run = Run { args, node, objectives, judge, clock, all, hlog, progress, tasks };
         for publisher in &publishers {
             if let Some(receipts) = publisher.take_receipts() {
                 run.tasks.spawn(take_receipts(receipts, run.judge.clone(), clock));
@@ -236,7 +282,7 @@ impl<'a> Run<'a> {
         Mark {
             at_ns: self.clock.elapsed_ns(),
             report: self.judge().report().clone(),
-            node: self.node.as_ref().map(NodeProcess::sample).unwrap_or_default(),
+            node: self.node.as_deref().map(NodeProcess::sample).unwrap_or_default(),
             own_cpu: own_cpu(),
             stolen: stolen(),
         }
@@ -248,7 +294,7 @@ impl<'a> Run<'a> {
 
     /// Takes the last second's distributions and prints a line.
     fn tick(&mut self) -> Result<()> {
-        if self.node.as_mut().is_some_and(NodeProcess::has_ended) {
+        if self.node.as_deref_mut().is_some_and(NodeProcess::has_ended) {
             bail!("the node ended by itself; why is above");
         }
         let mark = self.mark();
@@ -285,7 +331,7 @@ impl<'a> Run<'a> {
             resent: publishers.iter().map(|publisher| publisher.stats().resent).sum(),
             datagrams,
             last,
-            missed_objectives: report::missed_objectives(&self.args.slo, &self.all),
+            missed_objectives: report::missed_objectives(self.objectives, &self.all),
             all: self.all.clone(),
         })
     }
@@ -320,7 +366,7 @@ fn unexpected(ended: Result<Result<()>, tokio::task::JoinError>) -> anyhow::Erro
     }
 }
 
-fn connect_options(args: &Args, node: Option<&NodeProcess>) -> Result<ConnectOptions> {
+pub(crate) fn connect_options(args: &Args, node: Option<&NodeProcess>) -> Result<ConnectOptions> {
     let (addr, trust) = match (node, args.addr, args.cert_sha256) {
         (Some(node), _, _) => (node.addr, Trust::Pin(node.cert_sha256)),
         (None, Some(addr), Some(sha256)) => (addr, Trust::Pin(sha256)),

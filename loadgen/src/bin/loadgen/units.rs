@@ -1,4 +1,4 @@
-//! Texts of arguments: rates, durations, shares, sizes of delay.
+//! Texts of arguments: rates, numbers, durations, shares, sizes of delay.
 
 use std::time::Duration;
 
@@ -17,15 +17,28 @@ pub(crate) fn rate(text: &str) -> Result<Rate, String> {
     if text == "max" {
         return Ok(Rate::Max);
     }
-    let number = text.strip_suffix("/s").unwrap_or(text);
-    let (number, factor) = match number.char_indices().next_back() {
-        Some((at, 'k' | 'K')) => (&number[..at], 1e3),
-        Some((at, 'M')) => (&number[..at], 1e6),
-        _ => (number, 1.0),
-    };
+    let (number, factor) = scaled(text.strip_suffix("/s").unwrap_or(text));
     match number.parse::<f64>() {
         Ok(value) if (1.0..=1e9).contains(&(value * factor)) => Ok(Rate::PerSecond((value * factor) as u64)),
         _ => Err("write a rate such as 500k/s, 1.5M/s or 20000/s, from 1/s up to 1000M/s, or max".to_owned()),
+    }
+}
+
+/// Reads `100M`, `200k` or `5000`.
+pub(crate) fn count(text: &str) -> Result<u64, String> {
+    let (number, factor) = scaled(text);
+    match number.parse::<f64>() {
+        Ok(value) if (1.0..=1e10).contains(&(value * factor)) => Ok((value * factor).round() as u64),
+        _ => Err("write a number such as 100M, 200k or 5000, from 1 up to 10000M".to_owned()),
+    }
+}
+
+/// A number and what its last letter multiplies it by.
+fn scaled(text: &str) -> (&str, f64) {
+    match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1e3),
+        Some((at, 'M')) => (&text[..at], 1e6),
+        _ => (text, 1.0),
     }
 }
 
@@ -100,6 +113,7 @@ mod tests {
         assert_eq!(rate("1.5M/s"), Ok(Rate::PerSecond(1_500_000)));
         assert_eq!(rate("20000"), Ok(Rate::PerSecond(20_000)));
         assert_eq!(rate("max"), Ok(Rate::Max));
+        assert_eq!([count("100M"), count("0.2k"), count("7")], [Ok(100_000_000), Ok(200), Ok(7)]);
         assert_eq!(duration("0.3ms"), Ok(Duration::from_micros(300)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(delay("0s"), Ok(DelayLaw::Fixed(0)));
@@ -113,6 +127,9 @@ mod tests {
     fn what_is_not_one_is_refused_with_an_example() {
         for text in ["", "0", "-5/s", "fast", "5x/s", "2000M/s"] {
             assert!(rate(text).is_err_and(|why| why.contains("500k/s")), "{text}");
+        }
+        for text in ["", "0", "k", "1e99", "-5", "many", "20000M"] {
+            assert!(count(text).is_err_and(|why| why.contains("100M")), "{text}");
         }
         for text in ["", "5", "ms", "5 parsecs", "-1s"] {
             assert!(duration(text).is_err_and(|why| why.contains("5ms")), "{text}");
