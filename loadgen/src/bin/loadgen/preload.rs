@@ -171,7 +171,7 @@ impl Preload {
             publishers.push(publisher);
         }
         let began = Instant::now();
-        let mut progress = Progress { quiet: args.quiet, count, last: 0, at: began };
+        let mut progress = Progress::new(args.quiet, count, began);
         while !feeding.is_empty() {
             tokio::select! {
                 Some(ended) = feeding.join_next() => ended.context("a publisher of the preload")??,
@@ -181,7 +181,9 @@ impl Preload {
                 bail!("the node ended by itself during the preload; why is above");
             }
             let at = tally.lock().expect(UNPOISONED).clone();
-            if progress.is_stalled(&at, node.as_deref()) {
+            if progress.is_stalled(&at, Instant::now(), node.as_deref()) && !feeding.is_empty() {
+                let reason = at.words.as_deref().unwrap_or("no receipt came");
+                say(&format!("preload stopped: nothing was accepted for {STALLED_AFTER:?}: {reason}"));
                 feeding.shutdown().await;
             }
         }
@@ -245,23 +247,20 @@ struct Progress {
     quiet: bool,
     count: u64,
     last: u64,
-    at: Instant,
+    printed_at: Instant,
+    accepted_at: Instant,
 }
 
 impl Progress {
-    fn is_stalled(&mut self, tally: &Tally, node: Option<&NodeProcess>) -> bool {
-        let seconds = self.at.elapsed();
-        if tally.acknowledged == self.last {
-            let reason = tally.words.as_deref().unwrap_or("no receipt came");
-            let is_stalled = seconds >= STALLED_AFTER;
-            if is_stalled {
-                say(&format!("preload stopped: nothing was accepted for {} s: {reason}", seconds.as_secs()));
-            }
-            return is_stalled;
-        }
-        let rate = (tally.acknowledged - self.last) as f64 / seconds.as_secs_f64().max(1e-9);
-        (self.last, self.at) = (tally.acknowledged, Instant::now());
+    fn new(quiet: bool, count: u64, now: Instant) -> Self {
+        Progress { quiet, count, last: 0, printed_at: now, accepted_at: now }
+    }
+
+    /// True once nothing was accepted for too long.
+    fn is_stalled(&mut self, tally: &Tally, now: Instant, node: Option<&NodeProcess>) -> bool {
+        let accepted = tally.acknowledged - self.last;
         if !self.quiet {
+            let rate = accepted as f64 / now.duration_since(self.printed_at).as_secs_f64().max(1e-9);
             let memory = node.map_or(0, |node| node.sample().rss_anon_bytes);
             say(&format!(
                 "preload  {} of {}  {}/s  sent again {}  node memory {:.0} MiB",
@@ -272,7 +271,11 @@ impl Progress {
                 memory as f64 / 1024.0 / 1024.0,
             ));
         }
-        false
+        (self.last, self.printed_at) = (tally.acknowledged, now);
+        if accepted > 0 {
+            self.accepted_at = now;
+        }
+        now.duration_since(self.accepted_at) >= STALLED_AFTER
     }
 }
 
@@ -318,6 +321,18 @@ mod tests {
         let events = events("loadgen", 100_000);
         let soon = (0..100_000).filter(|n| events.is_sampled(*n)).filter(|n| events.delay_ms(*n) < 3_600_000);
         assert!(soon.count() > 0);
+    }
+
+    #[test]
+    fn a_node_has_stalled_once_it_has_accepted_nothing_for_long_and_not_while_it_accepts_a_little() {
+        let start = Instant::now();
+        let mut progress = Progress::new(true, 1_000, start);
+        let accepted = |acknowledged| Tally { acknowledged, ..Tally::default() };
+        assert!(!progress.is_stalled(&accepted(1), start + STALLED_AFTER, None));
+        let almost = start + 2 * STALLED_AFTER - TICK;
+        assert!(!progress.is_stalled(&accepted(1), almost, None));
+        assert!(!progress.is_stalled(&accepted(2), almost + TICK, None));
+        assert!(progress.is_stalled(&accepted(2), almost + TICK + STALLED_AFTER, None));
     }
 
     #[test]
