@@ -145,6 +145,7 @@ fn serve_with(
     body: impl Fn(Seat, Plan, &Started) -> CoreEnd + Clone + Send + 'static,
 ) -> Result<ServeEnd, ServeError> {
     let started = Instant::now();
+    io::return_freed_memory();
     let shard_count = data.shard_count();
     let core_count = u16::from(core_count(config, shard_count)?);
     let tls = server_tls(config)?;

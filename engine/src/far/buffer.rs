@@ -1,7 +1,7 @@
 //! Far-future events on their way into a run: sorted a piece at a time, so that no turn is long.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use escapement_protocol::WallMs;
 
@@ -13,9 +13,10 @@ const PIECE_LEN: usize = 4096;
 /// Keys of events that are due beyond the horizon and in no run yet.
 #[derive(Debug, Default)]
 pub(crate) struct FarBuffer {
-    /// Each sorted.
-    pieces: Vec<Vec<Key>>,
+    /// Each sorted, with the bytes of its events; the oldest first.
+    pieces: VecDeque<(Vec<Key>, usize)>,
     filling: Vec<Key>,
+    filling_size_bytes: usize,
     len: usize,
     size_bytes: usize,
     /// No key is due before.
@@ -26,6 +27,7 @@ impl FarBuffer {
     /// Adds a key, of an event of that many bytes.
     pub(crate) fn push(&mut self, key: Key, size_bytes: usize) {
         self.filling.push(key);
+        self.filling_size_bytes += size_bytes;
         self.len += 1;
         self.size_bytes += size_bytes;
         self.due_min = Some(self.due_min.map_or(key.0, |due| due.min(key.0)));
@@ -37,7 +39,8 @@ impl FarBuffer {
     fn end_piece(&mut self) {
         if !self.filling.is_empty() {
             self.filling.sort_unstable();
-            self.pieces.push(std::mem::take(&mut self.filling));
+            let size_bytes = std::mem::take(&mut self.filling_size_bytes);
+            self.pieces.push_back((std::mem::take(&mut self.filling), size_bytes));
         }
     }
 
@@ -56,14 +59,31 @@ impl FarBuffer {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        (self.pieces.iter().map(Vec::capacity).sum::<usize>() + self.filling.capacity()) * size_of::<Key>()
+        (self.len + self.filling.capacity()) * size_of::<Key>()
     }
 
     /// Takes everything, in order.
     pub(crate) fn take(&mut self) -> Merge {
-        self.end_piece();
-        let pieces = std::mem::take(self).pieces;
-        Merge::new(pieces)
+        self.take_some(usize::MAX)
+    }
+
+    /// Takes what came first, of at least so many bytes where there is as much, in order.
+    pub(crate) fn take_some(&mut self, size_bytes: usize) -> Merge {
+        let mut taken = Vec::new();
+        let mut taken_size_bytes = 0;
+        while taken_size_bytes < size_bytes {
+            if self.pieces.is_empty() {
+                self.end_piece();
+            }
+            let Some((piece, size_bytes)) = self.pieces.pop_front() else { break };
+            self.len -= piece.len();
+            self.size_bytes -= size_bytes;
+            taken_size_bytes += size_bytes;
+            taken.push(piece);
+        }
+        let rest = self.pieces.iter().filter_map(|(piece, _)| piece.first()).chain(self.filling.iter().min());
+        self.due_min = rest.min().map(|key| key.0);
+        Merge::new(taken)
     }
 }
 
@@ -117,6 +137,15 @@ mod tests {
         expected.iter().for_each(|key| buffer.push(*key, 100));
         expected.sort_unstable();
         assert_eq!(buffer.due_min(), expected.first().map(|key| key.0));
+        let first = buffer.take_some(150_000);
+        assert!(first.eq({
+            let mut first: Vec<Key> = (0..PIECE_LEN as u64).map(key).collect();
+            first.sort_unstable();
+            first
+        }));
+        expected.retain(|key| key.1.0 >= PIECE_LEN as u64);
+        assert_eq!(buffer.due_min(), expected.first().map(|key| key.0));
+        assert_eq!(buffer.size_bytes(), 100 * expected.len());
         let merge = buffer.take();
         assert_eq!(merge.peek(), expected.first().copied());
         assert!(merge.eq(expected));

@@ -115,13 +115,14 @@ impl Far {
 
     /// An event that keeps the log from being trimmed is far, and may be in no run yet: says whether it is worth
     /// waiting until it has left the log, and sees to it. Not longer than until all that was in memory has.
-    pub(super) fn awaits_flush(&mut self, now: MonoNs, place: Place) -> bool {
+    pub(super) fn awaits_flush(&mut self, now: MonoNs, place: Place, run_size_bytes: usize) -> bool {
         if now < self.retry_at {
             return false;
         }
         if self.awaited.is_none_or(|(awaited, _)| awaited != place) {
-            // Of one that is being made the event may not be a part.
-            self.awaited = Some((place, self.flush_count + 1 + u64::from(self.flush.is_some())));
+            // Of the one that is being made, and of those made next, the event may not be a part.
+            let before = usize::from(self.flush.is_some()) + self.buffer.size_bytes() / run_size_bytes.max(1);
+            self.awaited = Some((place, self.flush_count + 1 + before as u64));
         }
         let is_coming = self.awaited.is_some_and(|(_, count)| self.flush_count < count);
         self.is_wanted |= is_coming && !self.buffer.is_empty();

@@ -58,6 +58,7 @@ impl Shard {
             return;
         }
         let (now, horizon) = (self.volatile.now.mono, self.horizon());
+        let run_size_bytes = self.config.run_size_bytes;
         let Volatile { ending, progressed, relocated_upto, far, .. } = &mut self.volatile;
         // The end of these is in the log before the copy would be: a copy would bring them back in replay.
         let mut ending: Vec<Sequence> = ending.iter().copied().collect();
@@ -81,7 +82,7 @@ impl Shard {
                 continue;
             }
             // A run is where it belongs, not the log once more.
-            if entry.due > horizon && far.awaits_flush(now, place) {
+            if entry.due > horizon && far.awaits_flush(now, place, run_size_bytes) {
                 *relocated_upto = place;
                 break;
             }

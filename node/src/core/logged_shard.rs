@@ -366,7 +366,9 @@ impl LoggedShard {
         let mut next = self.shard.next_deadline();
         let seal =
             self.unsealed_since.filter(|_| self.is_synced()).map(|s| s.plus_ms(self.policy.seal_after_ms));
-        let busy = !self.draining && (!self.is_synced() || self.emptying.is_some());
+        // An idle log is emptied, too: a restart reads what it holds.
+        let has_old = || self.log.usage().oldest_sealed_last_block_seq.is_some() && self.room().is_crowded;
+        let busy = !self.draining && (!self.is_synced() || self.emptying.is_some() || has_old());
         let trim = busy.then_some(self.trim_at);
         next.mono = [next.mono, seal, trim].into_iter().flatten().min();
         next

@@ -268,6 +268,16 @@ pub fn open(kind: HostKind, setup: CoreSetup) -> Result<Box<dyn CoreIo>, HostErr
     })
 }
 
+/// Sees to it that memory of pending events goes back to the system when they have gone. Call once, before cores start.
+pub(crate) fn return_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    sys::map_blocks_from(MAPPED_SIZE_BYTES);
+}
+
+/// Blocks of memory from this size on are mapped for themselves: a chunk of payloads has as many bytes.
+#[cfg(target_env = "gnu")]
+const MAPPED_SIZE_BYTES: i32 = 1024 * 1024;
+
 /// How late the kernel may wake a core on purpose, in ns.
 const TIMER_SLACK_NS: u32 = 1_000;
 

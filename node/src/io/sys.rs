@@ -64,6 +64,14 @@ pub(super) fn eventfd_drain(fd: BorrowedFd<'_>) {
     let _ = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
 }
 
+/// Blocks of memory of at least `size_bytes` are mapped for themselves from now on, and go back to the system when they
+/// are freed. Left alone, the C library stops to do so after the first such block was freed.
+#[cfg(target_env = "gnu")]
+pub(super) fn map_blocks_from(size_bytes: libc::c_int) {
+    // SAFETY: it takes two numbers and changes how later allocations are made.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, size_bytes) };
+}
+
 /// How late the kernel may run this thread's timers, in ns. The default of 50 µs doubles the lateness of `ppoll`.
 pub(super) fn set_timer_slack(slack_ns: u32) {
     // SAFETY: PR_SET_TIMERSLACK takes a number and touches this thread's slack only.

@@ -8,8 +8,9 @@ use crate::far::format::{RunFooter, RunWriter};
 use crate::far::{Key, Merge, RunId, RunOp};
 use crate::shard::Shard;
 
-/// Bytes of complete blocks that are written at once.
-const WRITE_SIZE_BYTES: u64 = 256 * 1024;
+/// Bytes of complete blocks that are written at once, while the next are put together. A write that makes a file longer
+/// costs a disk some milliseconds whatever its size: here 62 MB/s at 256 KiB, 347 at 4 MiB.
+const WRITE_SIZE_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Events that one `Moved` record may have, unless a single block has more.
 const MOVE_COUNT_MAX: usize = 1_024;
@@ -57,6 +58,11 @@ impl Flush {
         if let Stage::Moving { at, .. } = self.stage { at } else { 0 }
     }
 
+    /// Whether another block may be put together while one write is under way.
+    fn may_fill(&self, writer: &RunWriter, written: u64) -> bool {
+        self.rest.peek().is_some() && writer.complete_size_bytes() - written < WRITE_SIZE_BYTES
+    }
+
     /// The first event that has not left the log.
     fn first_left(&self) -> Option<Key> {
         self.keys.get(self.moved_count()).copied().or_else(|| self.rest.peek())
@@ -64,11 +70,6 @@ impl Flush {
 }
 
 impl Shard {
-    /// Events of which one run is made, in bytes.
-    fn run_size_bytes(&self) -> usize {
-        self.config.run_size_bytes
-    }
-
     /// How long before its time an event that is in no run goes on the wheel instead.
     pub(super) fn rescue_ms(&self) -> u64 {
         self.volatile.horizon_ms / 2
@@ -87,14 +88,16 @@ impl Shard {
         let now = self.volatile.now.mono;
         match &far.flush {
             Some(flush) => match flush.stage {
-                Stage::Filling { is_writing: false, .. } => Some(now),
+                Stage::Filling { is_writing, ref writer, written, .. } => {
+                    (!is_writing || flush.may_fill(writer, written)).then_some(now)
+                }
                 Stage::Moving { .. } if far.moving.len() < MOVING_COUNT_MAX => Some(now),
                 _ => None,
             },
             None if far.buffer.is_empty() => None,
             None => {
                 let old = far.since.map(|since| since.plus_ms(self.config.horizon_ms / 4));
-                let is_ready = far.is_wanted || far.buffer.size_bytes() >= self.run_size_bytes();
+                let is_ready = far.is_wanted || far.buffer.size_bytes() >= self.config.run_size_bytes;
                 let at = if is_ready { now } else { old.unwrap_or(now) };
                 Some(at.max(far.retry_at))
             }
@@ -113,7 +116,7 @@ impl Shard {
         let far = &mut self.volatile.far;
         match &mut far.flush {
             Some(flush) => match flush.stage {
-                Stage::Filling { is_writing: false, .. } => self.fill(out),
+                Stage::Filling { .. } => self.fill(out),
                 Stage::Moving { .. } => self.move_on(out),
                 _ => {}
             },
@@ -131,7 +134,10 @@ impl Shard {
         far.next_run += 1;
         far.since = None;
         far.is_wanted = false;
-        let rest = far.buffer.take();
+        let rest = far.buffer.take_some(self.config.run_size_bytes);
+        if !far.buffer.is_empty() {
+            far.since = Some(self.volatile.now.mono);
+        }
         far.flush = Some(Flush { run, rest, keys: Vec::new(), stage: Stage::Creating });
         far.request(Purpose::Flush(run), RunOp::Create { run }, out);
     }
@@ -151,6 +157,7 @@ impl Shard {
         let Stage::Filling { writer, bytes, written, is_writing } = stage else { return };
         let block_end = writer.complete_size_bytes() + 1;
         while writer.complete_size_bytes() < block_end
+            && writer.complete_size_bytes() - *written < WRITE_SIZE_BYTES
             && let Some((due, sequence)) = rest.next()
         {
             let Some(entry) = durable.table.get(sequence) else { continue };
@@ -160,6 +167,9 @@ impl Shard {
             }
             writer.push(bytes, (due, sequence), entry.topic, durable.payloads.event(entry.location));
             keys.push((due, sequence));
+        }
+        if *is_writing {
+            return;
         }
         if rest.peek().is_some() {
             if writer.complete_size_bytes() - *written >= WRITE_SIZE_BYTES {
