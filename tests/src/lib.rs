@@ -6,5 +6,6 @@
 pub mod corruption;
 pub mod fuzzing;
 pub mod harness;
+pub mod powercut;
 pub mod recovery;
 pub mod sim;
