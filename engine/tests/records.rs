@@ -9,7 +9,7 @@ use std::{env, fs};
 use escapement_engine::far::RunId;
 use escapement_engine::record::{
     HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES, Record, RecordError, RecordWriter,
-    TaskProgress, WALL_MAX, effective_due, published_events, records,
+    RunStatement, TaskProgress, WALL_MAX, effective_due, published_events, records,
 };
 use escapement_protocol::event::Due;
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
@@ -65,6 +65,16 @@ const PROGRESS: [TaskProgress; 2] = [
     },
 ];
 
+const RUN: RunStatement = RunStatement {
+    run: RunId(7),
+    closed: false,
+    moved: 12,
+    loaded: 5,
+    footer_id: 99,
+    as_of: 1_000,
+    size_bytes: 65_536,
+};
+
 /// The name of each kind as the document has it, and a record.
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let events = events();
@@ -88,7 +98,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
             written(|w| w.subscription(SubscriptionId(3), 6, TopicId(2), &subscription_settings())),
         ),
         ("Mark", written(|w| at(w, 42))),
-        ("Run", written(|w| w.run(RunId(7), false, 12, 5, 1_000, 65_536))),
+        ("Run", written(|w| w.run(&RUN))),
         ("Moved", written(|w| w.moved(RunId(7), 2, 3, &[Sequence(9), Sequence(7)]))),
         ("Loaded", written(|w| w.loaded(RunId(7), 5, 4))),
         (
@@ -172,11 +182,8 @@ fn records_read_back_as_they_were_written() {
         Record::Subscription { id: SubscriptionId(3), version: 6, topic: TopicId(2), settings }
     );
     assert_eq!(get("Mark"), Record::Mark { next_sequence: Sequence(42) });
-    let run = RunId(7);
-    assert_eq!(
-        get("Run"),
-        Record::Run { run, closed: false, moved: 12, loaded: 5, as_of: 1_000, size_bytes: 65_536 }
-    );
+    let run = RUN.run;
+    assert_eq!(get("Run"), Record::Run(RUN));
     match get("Moved") {
         Record::Moved { run: RunId(7), first_block: 2, block_count: 3, sequences } => {
             assert!(sequences.iter().eq([Sequence(9), Sequence(7)]));
@@ -290,7 +297,7 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         ("Topic", &[2, 0, 5]),
         ("Subscription", &[3, 2, 6, 10, 5, 6, 100, 20_000, 100, 60_000]),
         ("Mark", &[42]),
-        ("Run", &[7, 12, 5, 0, 1_000, 65_536]),
+        ("Run", &[7, 12, 5, 99, 1_000, 65_536]),
         ("Moved", &[7, 2, 3, 2, 7]),
         ("Loaded", &[7, 5, 4, 0]),
         ("CancelledInRun", &[7, 1]),

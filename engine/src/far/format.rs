@@ -185,7 +185,7 @@ impl RunWriter {
         let checksum = footer_checksum(&out[start..index_end], &out[at..at + 48]);
         out[at + 48..].copy_from_slice(&checksum.to_le_bytes());
         let sequences = (Sequence(self.sequences.0), Sequence(self.sequences.1));
-        (RunFooter { index: self.index, sequences }, self.offset + size as u64)
+        (RunFooter { index: self.index, sequences, id: checksum as u32 }, self.offset + size as u64)
     }
 }
 
@@ -223,10 +223,28 @@ pub struct RunBlock<'a> {
 }
 
 impl<'a> RunBlock<'a> {
-    /// Verifies the block of number `number`, whose bytes are at the start of `bytes`.
+    /// Verifies the block of number `number`, whose bytes are at the start of `bytes`, and that it is the one of which its
+    /// run's index speaks: an earlier run may have had the same number, and no two have the same first event.
     ///
     /// # Errors
     /// [`RunDamage::Block`] unless it is the block that was written there.
+    pub fn parse_at(
+        bytes: &'a [u8],
+        shard: ShardId,
+        run: RunId,
+        number: u32,
+        place: &BlockPlace,
+    ) -> Result<RunBlock<'a>, RunDamage> {
+        let block = Self::parse(bytes, shard, run, number)?;
+        let is_it = block.count == place.count
+            && block.entries().next().is_some_and(|first| first.key == place.first);
+        if is_it { Ok(block) } else { Err(RunDamage::Block(number)) }
+    }
+
+    /// Verifies the block of number `number`, whose bytes are at the start of `bytes`.
+    ///
+    /// # Errors
+    /// [`RunDamage::Block`] unless it is one with that number of a run with that number.
     pub fn parse(
         bytes: &'a [u8],
         shard: ShardId,
@@ -293,6 +311,8 @@ pub struct RunFooter {
     pub index: Vec<BlockPlace>,
     /// The smallest and the largest sequence in it.
     pub sequences: (Sequence, Sequence),
+    /// The low bits of its checksum, which the log states, too.
+    pub id: u32,
 }
 
 impl RunFooter {
@@ -326,10 +346,11 @@ impl RunFooter {
         let trailer = &bytes[bytes.len().checked_sub(TRAILER_SIZE_BYTES)?..];
         let count = u32_at(trailer, 12)? as usize;
         let index = bytes.get(..count.checked_mul(INDEX_ENTRY_SIZE_BYTES)?)?;
+        let checksum = u128_at(trailer, 48)?;
         let is_it = u32_at(trailer, 0)? == TRAILER_MAGIC
             && u32_at(trailer, 4)? == run.0
             && trailer[8..10] == shard.0.to_le_bytes()
-            && u128_at(trailer, 48)? == footer_checksum(index, &trailer[..48]);
+            && checksum == footer_checksum(index, &trailer[..48]);
         if !is_it {
             return None;
         }
@@ -344,6 +365,7 @@ impl RunFooter {
         Some(RunFooter {
             index: index.chunks_exact(INDEX_ENTRY_SIZE_BYTES).map(place).collect::<Option<_>>()?,
             sequences: (Sequence(u64_at(trailer, 24)?), Sequence(u64_at(trailer, 32)?)),
+            id: checksum as u32,
         })
     }
 }

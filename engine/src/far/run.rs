@@ -6,7 +6,8 @@ use std::ops::Range;
 use escapement_protocol::{Sequence, ShardId, WallMs};
 
 use super::format::RunFooter;
-use super::{RunError, RunFiles, RunId};
+use super::{RunDamage, RunError, RunFiles, RunId};
+use crate::record::RunStatement;
 
 /// What orders events: due time, then sequence.
 pub(crate) type Key = (WallMs, Sequence);
@@ -205,8 +206,8 @@ impl Runs {
     }
 
     /// Takes in what the log states of a run.
-    pub(crate) fn state(&mut self, run: RunId, stated: Stated) {
-        let run = self.runs.entry(run).or_default();
+    pub(crate) fn state(&mut self, stated: &RunStatement) {
+        let run = self.runs.entry(stated.run).or_default();
         run.moved = run.moved.max(stated.moved);
         run.loaded = run.loaded.max(stated.loaded);
         run.size_bytes = stated.size_bytes;
@@ -217,11 +218,22 @@ impl Runs {
         }
     }
 
-    /// A run that is needed and whose file recovery has not met.
-    pub(crate) fn missing(&self) -> Option<RunId> {
-        let open = self.runs.iter().filter(|(_, run)| run.closing != Closing::Closed);
-        let is_missing = |run: &Run| run.block.is_none() || (run.footer.is_none() && run.loaded < run.moved);
-        open.filter(|(_, run)| is_missing(run)).map(|(id, _)| *id).next()
+    /// Whether the file of every run that is needed is there, and large enough for what the log says of it.
+    ///
+    /// # Errors
+    /// [`RunError::Missing`], [`RunError::Damaged`].
+    pub(crate) fn check_files(&self) -> Result<(), RunError> {
+        for (id, run) in self.runs.iter().filter(|(_, run)| run.closing != Closing::Closed) {
+            match &run.footer {
+                Some(footer) if footer.index.len() < run.moved as usize => {
+                    return Err(RunError::Damaged(*id, RunDamage::Footer));
+                }
+                Some(_) if run.block.is_some() => {}
+                None if run.block.is_some() && run.loaded == run.moved => {}
+                _ => return Err(RunError::Missing(*id)),
+            }
+        }
+        Ok(())
     }
 
     /// Recovery has ended: counts everything, and goes on from there.
@@ -256,16 +268,6 @@ impl Runs {
         }
         Ok(())
     }
-}
-
-/// What a `Run` record states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stated {
-    pub(crate) moved: u32,
-    pub(crate) loaded: u32,
-    pub(crate) closed: bool,
-    pub(crate) as_of: u64,
-    pub(crate) size_bytes: u64,
 }
 
 /// Reads the footer of a run, where its file is there.

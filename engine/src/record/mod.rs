@@ -128,22 +128,8 @@ pub enum Record<'a> {
         /// The next event's sequence.
         next_sequence: Sequence,
     },
-    /// A run of far-future events as it was when the block `as_of` had been applied.
-    Run {
-        /// Which.
-        run: RunId,
-        /// All of it was loaded, and no block will be moved to it any more.
-        closed: bool,
-        /// Blocks of it whose events have left the log for it.
-        moved: u32,
-        /// Blocks of it whose events are back.
-        loaded: u32,
-        /// What older blocks of the log say of it is stated again by this record and the `CancelledInRun` records
-        /// before it.
-        as_of: u64,
-        /// Bytes of its file.
-        size_bytes: u64,
-    },
+    /// A run of far-future events as it was at some block.
+    Run(RunStatement),
     /// Events have left the log for the next blocks of a run.
     Moved {
         /// Which run.
@@ -171,6 +157,26 @@ pub enum Record<'a> {
         /// Their due times and sequences.
         events: RunKeys<'a>,
     },
+}
+
+/// What a `Run` record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunStatement {
+    /// Which run.
+    pub run: RunId,
+    /// All of it was loaded, and no block will be moved to it any more.
+    pub closed: bool,
+    /// Blocks of it whose events have left the log for it.
+    pub moved: u32,
+    /// Blocks of it whose events are back.
+    pub loaded: u32,
+    /// The low bits of its footer's checksum: a number may be given again, once the log has forgotten a run.
+    pub footer_id: u32,
+    /// What blocks of the log up to this one say of it is stated again by this record and the `CancelledInRun` records
+    /// before it.
+    pub as_of: u64,
+    /// Bytes of its file.
+    pub size_bytes: u64,
 }
 
 /// The events of one `CancelledInRun` record.

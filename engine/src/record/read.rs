@@ -4,7 +4,7 @@ use escapement_protocol::event::{padded_len, stated_len};
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
-use super::{HEADER_SIZE_BYTES, Record, RunKeys, Sequences, TaskProgress, WALL_MAX, kind};
+use super::{HEADER_SIZE_BYTES, Record, RunKeys, RunStatement, Sequences, TaskProgress, WALL_MAX, kind};
 use crate::far::RunId;
 
 /// A block's records do not parse. The block's checksum held, so this is another version's or a programmer's mistake.
@@ -135,12 +135,11 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
         (kind::MARK, 0, 0) => Some(Record::Mark { next_sequence: body.sequence()? }),
         (kind::RUN, closed @ (0 | 1), 0) => {
             let run = RunId(body.u32()?);
-            let (moved, loaded) = (body.u32()?, body.u32()?);
-            body.zeros::<4>()?;
+            let (moved, loaded, footer_id) = (body.u32()?, body.u32()?, body.u32()?);
             let (as_of, size_bytes) = (body.u64()?, body.u64()?);
             let closed = closed == 1;
             (loaded <= moved && (!closed || loaded == moved)).then_some(())?;
-            Some(Record::Run { run, closed, moved, loaded, as_of, size_bytes })
+            Some(Record::Run(RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes }))
         }
         (kind::MOVED, width @ (4 | 8), 0) => {
             let run = RunId(body.u32()?);

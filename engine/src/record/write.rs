@@ -4,7 +4,7 @@ use escapement_protocol::event::padded_len;
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
-use super::{HEADER_SIZE_BYTES, TaskProgress, kind};
+use super::{HEADER_SIZE_BYTES, RunStatement, TaskProgress, kind};
 use crate::far::RunId;
 
 /// Appends records to a block's bytes.
@@ -169,10 +169,11 @@ impl<'a> RecordWriter<'a> {
         });
     }
 
-    /// What is known of a run, as of the block `as_of`.
-    pub fn run(&mut self, run: RunId, closed: bool, moved: u32, loaded: u32, as_of: u64, size_bytes: u64) {
+    /// What is known of a run.
+    pub fn run(&mut self, statement: &RunStatement) {
+        let RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes } = *statement;
         self.record(kind::RUN, u8::from(closed), 0, |out| {
-            for number in [run.0, moved, loaded, 0] {
+            for number in [run.0, moved, loaded, footer_id] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
             out.extend_from_slice(&as_of.to_le_bytes());

@@ -7,7 +7,7 @@ use escapement_protocol::{Outcome, Sequence, ShardId, SubscriptionId, TopicId, W
 
 use super::{Shard, owner_of};
 use crate::effects::{Effects, Message};
-use crate::far::{NoRuns, RunError, RunFiles, Stated};
+use crate::far::{NoRuns, RunError, RunFiles};
 use crate::record::{Record, RecordError, TaskProgress, published_events, records};
 use crate::table::Entry;
 
@@ -141,10 +141,7 @@ impl Shard {
                 self.volatile.relocating_registry = false;
             }
             Record::Topic { .. } | Record::Subscription { .. } => self.apply_control(block, &record, out),
-            Record::Run { run, closed, moved, loaded, as_of, size_bytes } => {
-                let stated = Stated { moved, loaded, closed, as_of, size_bytes };
-                self.apply_run(run, stated, files)?;
-            }
+            Record::Run(statement) => self.apply_run(&statement, files)?,
             Record::Moved { run, first_block, block_count, sequences } => {
                 self.apply_moved(run, first_block + block_count, sequences);
             }

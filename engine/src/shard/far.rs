@@ -256,7 +256,7 @@ impl Shard {
                 let place = index.get(number as usize).ok_or(RunError::Missing(id))?;
                 let bytes = files.read(id, place.offset, place.size_bytes as usize);
                 let bytes = bytes.map_err(|error| RunError::Io(id, error))?;
-                let block = RunBlock::parse(&bytes, self.config.shard, id, number);
+                let block = RunBlock::parse_at(&bytes, self.config.shard, id, number, place);
                 let block = block.map_err(|damage| RunError::Damaged(id, damage))?;
                 let keys = block.entries().map(|entry| entry.key);
                 events.extend(keys.filter(|key| !run.ended.contains(key)));

@@ -229,10 +229,11 @@ impl Shard {
     /// Says whether everything pending can be reached, once every recovered block was replayed.
     ///
     /// # Errors
-    /// [`RunError`] where a run that is needed has no file: the caller refuses the shard.
+    /// [`RunError`] where a run that is needed has no file, or not the one that the log speaks of: the caller refuses the shard.
     pub fn replayed(&mut self) -> Result<(), RunError> {
+        self.durable.runs.check_files()?;
         self.durable.runs.count();
-        self.durable.runs.missing().map_or(Ok(()), |run| Err(RunError::Missing(run)))
+        Ok(())
     }
 
     /// Ends recovery under the epoch that the log was opened with: what is pending goes on the wheel, what is

@@ -1,7 +1,7 @@
 //! Logs that no shard wrote: replay refuses them, and says why.
 
 use escapement_engine::far::{NoRuns, RunId};
-use escapement_engine::record::RecordWriter;
+use escapement_engine::record::{RecordWriter, RunStatement};
 use escapement_engine::{ApplyError, Shard};
 use escapement_protocol::event::Due;
 use escapement_protocol::{Sequence, TopicId, WallMs};
@@ -37,7 +37,15 @@ fn a_record_that_counts_more_events_than_it_has_is_refused() {
 fn what_is_replayed_and_holds_passes_the_audit() {
     let (mut shard, replayed) = replay(|writer| {
         publish(writer, 7, 1);
-        writer.run(RunId(3), true, 2, 2, 0, 8192);
+        writer.run(&RunStatement {
+            run: RunId(3),
+            closed: true,
+            moved: 2,
+            loaded: 2,
+            footer_id: 1,
+            as_of: 0,
+            size_bytes: 8192,
+        });
     });
     replayed.expect("nothing contradicts");
     shard.replayed().expect("a closed run needs no file");

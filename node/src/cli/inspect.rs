@@ -9,7 +9,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use escapement_engine::record::{Record, records};
+use escapement_engine::record::{Record, RunStatement, records};
 use escapement_protocol::Outcome;
 use escapement_wal::BlockKind;
 use escapement_wal::format::{
@@ -386,7 +386,7 @@ impl Counts {
             Record::Topic { .. }
             | Record::Subscription { .. }
             | Record::Mark { .. }
-            | Record::Run { .. }
+            | Record::Run(_)
             | Record::Moved { .. }
             | Record::Loaded { .. }
             | Record::CancelledInRun { .. } => {}
@@ -442,11 +442,11 @@ fn describe(record: &Record<'_>) -> (&'static str, Value) {
             json!({ "subscription": id.0, "version": version, "topic": topic.0, "name": settings.name }),
         ),
         Record::Mark { next_sequence } => ("mark", json!({ "next_sequence": next_sequence.0 })),
-        Record::Run { run, closed, moved, loaded, as_of, size_bytes } => (
+        Record::Run(RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes }) => (
             "run",
             json!({
-                "run": run.0, "closed": closed, "moved_blocks": moved, "loaded_blocks": loaded, "as_of": as_of,
-                "bytes": size_bytes,
+                "run": run.0, "closed": closed, "moved_blocks": moved, "loaded_blocks": loaded,
+                "footer": footer_id, "as_of": as_of, "bytes": size_bytes,
             }),
         ),
         Record::Moved { run, first_block, block_count, sequences } => (

@@ -76,12 +76,12 @@ impl LoggedRuns {
     /// Takes in the next record of the log.
     pub(super) fn take(&mut self, record: &Record<'_>) {
         match record {
-            Record::Run { run, closed, moved, loaded, size_bytes, .. } => {
-                let held = self.0.entry(*run).or_default();
-                held.moved = held.moved.max(*moved);
-                held.loaded = held.loaded.max(*loaded);
-                held.closed |= closed;
-                held.size_bytes = Some(*size_bytes);
+            Record::Run(statement) => {
+                let held = self.0.entry(statement.run).or_default();
+                held.moved = held.moved.max(statement.moved);
+                held.loaded = held.loaded.max(statement.loaded);
+                held.closed |= statement.closed;
+                held.size_bytes = Some(statement.size_bytes);
             }
             Record::Moved { run, first_block, block_count, sequences } => {
                 let blocks = *first_block..first_block.saturating_add(*block_count);

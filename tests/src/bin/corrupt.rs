@@ -13,7 +13,7 @@ usage: corrupt [--faults N] [--seed S] [--give-up] [--stale-runs] [--keep-going]
   --faults N    make N faults (default 10000)
   --seed S      begin with seed S (default 0); without --faults, make this fault alone
   --give-up     accept every loss that a log offers to accept: a planted bug, which must be found
-  --stale-runs  put back an earlier run with the same number where there was one, which is not noticed yet
+  --stale-runs  put back an earlier run with the same number, wherever there was one
   --keep-going  count failing seeds, and go on with the next";
 
 struct Arguments {

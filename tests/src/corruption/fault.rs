@@ -32,13 +32,13 @@ pub enum Kind {
     Stale,
     /// `SUPER` and the newest segment are what they were at an earlier moment.
     StaleEnd,
-    /// A run's file is that of an earlier run with the same number. Made on request only: it is not noticed.
+    /// A run's file is that of an earlier run with the same number.
     StaleRun,
 }
 
 impl Kind {
-    /// All that are made unless others are asked for.
-    pub const ALL: [Kind; 11] = [
+    /// Every one.
+    pub const ALL: [Kind; 12] = [
         Kind::FlippedBits,
         Kind::ZeroedSector,
         Kind::SwappedPlaces,
@@ -50,6 +50,7 @@ impl Kind {
         Kind::Deleted,
         Kind::Stale,
         Kind::StaleEnd,
+        Kind::StaleRun,
     ];
 }
 
@@ -61,7 +62,7 @@ pub(super) struct Fault {
     pub(super) files: Files,
 }
 
-/// Plants one fault that changes something; with `stale_runs` a [`Kind::StaleRun`] where there can be one.
+/// Plants one fault that changes something; with `stale_runs` a [`Kind::StaleRun`] wherever there can be one.
 pub(super) fn plant(scene: &Scene, stale_runs: bool, rng: &mut Rng) -> Fault {
     let can_be = scene.earlier.iter().any(|earlier| !other_runs(&scene.files, earlier).is_empty());
     loop {

@@ -1,7 +1,9 @@
 //! Log records: what parses can be walked to its end, and says the same after it was written again.
 
 use escapement_engine::far::RunId;
-use escapement_engine::record::{Record, RecordWriter, TaskProgress, published_events, records};
+use escapement_engine::record::{
+    Record, RecordWriter, RunStatement, TaskProgress, published_events, records,
+};
 use escapement_protocol::event::{Due, EventSpec};
 use escapement_protocol::{
     Outcome, Sequence, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings, WallMs,
@@ -73,9 +75,7 @@ fn written(record: &Record<'_>) -> Vec<u8> {
             writer.subscription(id, version, topic, settings);
         }
         Record::Mark { next_sequence } => writer.mark(next_sequence),
-        Record::Run { run, closed, moved, loaded, as_of, size_bytes } => {
-            writer.run(run, closed, moved, loaded, as_of, size_bytes);
-        }
+        Record::Run(ref statement) => writer.run(statement),
         Record::Moved { run, first_block, block_count, sequences } => {
             let sequences: Vec<_> = sequences.iter().collect();
             writer.moved(run, first_block, block_count, &sequences);
@@ -160,7 +160,15 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("mark", written(&mark)),
         (
             "run",
-            written(&Record::Run { run, closed: true, moved: 3, loaded: 3, as_of: 9, size_bytes: 4_096 }),
+            written(&Record::Run(RunStatement {
+                run,
+                closed: true,
+                moved: 3,
+                loaded: 3,
+                footer_id: 8,
+                as_of: 9,
+                size_bytes: 4_096,
+            })),
         ),
         ("moved", moved),
         ("loaded", written(&Record::Loaded { run, first_block: 1, block_count: 2 })),

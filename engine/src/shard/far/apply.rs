@@ -4,26 +4,33 @@ use super::super::ApplyError;
 use super::load::Chunk;
 use super::{Key, Shard};
 use crate::effects::Effects;
-use crate::far::{RunDamage, RunError, RunFiles, RunId, Stated, read_footer};
-use crate::record::Sequences;
+use crate::far::{RunDamage, RunError, RunFiles, RunId, read_footer};
+use crate::record::{RunStatement, Sequences};
 
 impl Shard {
     /// A run as the log states it.
     pub(in crate::shard) fn apply_run(
         &mut self,
-        id: RunId,
-        stated: Stated,
+        stated: &RunStatement,
         files: &mut dyn RunFiles,
     ) -> Result<(), RunError> {
+        let id = stated.run;
         if self.recovering {
-            self.know_footer(id, files)?;
+            // Of a closed one the file may have gone, or be damaged, and nobody needs it.
+            if !stated.closed {
+                self.know_footer(id, files)?;
+            }
+            let footer = self.durable.runs.get(id).and_then(|run| run.footer.as_ref());
+            if footer.is_some_and(|footer| footer.id != stated.footer_id) {
+                return Err(RunError::Damaged(id, RunDamage::Footer));
+            }
         } else if self.durable.runs.get(id).is_none() {
             let footer = self.volatile.far.footers.pop_front().filter(|(of, _)| *of == id);
             let (_, footer) = footer.expect("the log states first what this shard has just written");
             self.durable.runs.set_footer(id, footer);
             self.volatile.far.may_close = true;
         }
-        self.durable.runs.state(id, stated);
+        self.durable.runs.state(stated);
         Ok(())
     }
 

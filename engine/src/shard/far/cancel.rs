@@ -93,7 +93,9 @@ impl Shard {
             return self.cancel(ticket, event, out);
         }
         let read = result.map_err(|error| RunError::Io(run, error)).and_then(|bytes| {
-            let parsed = RunBlock::parse(&bytes, self.config.shard, run, block);
+            let footer = self.durable.runs.get(run).and_then(|held| held.footer.as_ref());
+            let place = &footer.expect("a run that was read is known").index[block as usize];
+            let parsed = RunBlock::parse_at(&bytes, self.config.shard, run, block, place);
             let is_there = parsed.map(|block| block.entries().any(|entry| entry.key == key));
             is_there.map_err(|damage| RunError::Damaged(run, damage))
         });

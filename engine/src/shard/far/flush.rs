@@ -6,6 +6,7 @@ use super::{Moving, Purpose, RETRY_AFTER_MS};
 use crate::effects::Effects;
 use crate::far::format::{RunFooter, RunWriter};
 use crate::far::{Key, Merge, RunId, RunOp};
+use crate::record::RunStatement;
 use crate::shard::Shard;
 
 /// Bytes of complete blocks that are written at once, while the next are put together. A write that makes a file longer
@@ -218,11 +219,13 @@ impl Shard {
                 let (size_bytes, as_of) = (*size_bytes, self.durable.applied);
                 let footer = std::mem::replace(
                     footer,
-                    RunFooter { index: Vec::new(), sequences: (Sequence(0), Sequence(0)) },
+                    RunFooter { index: Vec::new(), sequences: (Sequence(0), Sequence(0)), id: 0 },
                 );
                 flush.stage = Stage::Moving { blocks, block: 0, at: 0 };
+                let (moved, loaded, footer_id) = (0, 0, footer.id);
+                let closed = false;
                 self.volatile.far.footers.push_back((run, footer));
-                out.log().run(run, false, 0, 0, as_of, size_bytes);
+                out.log().run(&RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes });
             }
             Stage::Moving { .. } => unreachable!("nothing is written while events move"),
         }

@@ -6,7 +6,8 @@ use super::super::ApplyError;
 use super::{Purpose, Shard};
 use crate::effects::Effects;
 use crate::far::format::{BlockPlace, RunBlock, RunEntry};
-use crate::far::{Closing, RunError, RunId, RunOp};
+use crate::far::{Closing, RunDamage, RunError, RunId, RunOp};
+use crate::record::RunStatement;
 use crate::table::Entry;
 use crate::wheel::Tick;
 use escapement_protocol::WallMs;
@@ -48,11 +49,12 @@ impl Chunk {
         let (start, due) = (first.offset, first.first.0);
         let mut starts = Vec::with_capacity(block_count as usize);
         for number in first_block..first_block + block_count {
-            let at = index.get(number as usize).map(|place| (place.offset - start) as usize);
-            let block = at.and_then(|at| bytes.get(at..)).unwrap_or_default();
-            RunBlock::parse(block, shard.config.shard, run, number)
-                .map_err(|damage| RunError::Damaged(run, damage))?;
-            starts.extend(at);
+            let damaged = RunError::Damaged(run, RunDamage::Block(number));
+            let Some(place) = index.get(number as usize) else { return Err(damaged) };
+            let at = (place.offset - start) as usize;
+            let block = bytes.get(at..).unwrap_or_default();
+            RunBlock::parse_at(block, shard.config.shard, run, number, place).map_err(|_| damaged)?;
+            starts.push(at);
         }
         Ok(Chunk { run, first_block, block_count, copy_size_bytes, due, bytes, starts })
     }
@@ -214,6 +216,14 @@ impl Shard {
             out.log().cancelled_in_run(id, part.iter().copied());
         }
         let closed = run.closing == Closing::Stated;
-        out.log().run(id, closed, run.moved, run.loaded, self.durable.applied, run.size_bytes);
+        out.log().run(&RunStatement {
+            run: id,
+            closed,
+            moved: run.moved,
+            loaded: run.loaded,
+            footer_id: run.footer.as_ref().map_or(0, |footer| footer.id),
+            as_of: self.durable.applied,
+            size_bytes: run.size_bytes,
+        });
     }
 }
