@@ -237,7 +237,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                     self.inside.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
                 }
                 Parcel::Push { session, item, event } => {
-                    self.inside.sessions.push(now.mono, session, item, &event)
+                    self.inside.sessions.push(now.mono, session, item, &event);
                 }
                 Parcel::Reply(reply) => self.inside.replies.push_back(reply),
                 Parcel::Objects(objects) => self.inside.take_objects(&objects),
