@@ -111,6 +111,8 @@ pub(super) struct LoggedShard {
     pub(super) effects: Effects,
     /// Operations on files of runs that nobody has fetched yet.
     run_ops: VecDeque<(RunTicket, RunOp)>,
+    /// Of the last write to a run, for the next one: memory that was touched before costs no faults.
+    run_buf: AlignedBuf,
     in_flight: VecDeque<InFlight>,
     spare: Vec<Vec<u8>>,
     policy: CommitPolicy,
@@ -133,6 +135,7 @@ impl LoggedShard {
             log,
             effects: Effects::default(),
             run_ops: VecDeque::new(),
+            run_buf: AlignedBuf::new(),
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             policy,
@@ -169,7 +172,8 @@ impl LoggedShard {
         if self.run_ops.is_empty() {
             self.run_ops.extend(self.effects.run_ops.drain(..));
         }
-        self.run_ops.pop_front().map(|(ticket, op)| disk_op(ticket, op))
+        let (ticket, op) = self.run_ops.pop_front()?;
+        Some(disk_op(ticket, op, &mut self.run_buf))
     }
 
     /// Bytes of records that are not durable yet.
@@ -232,7 +236,10 @@ impl LoggedShard {
         }
         let DiskCompletion { id, result, buf } = completion;
         let ticket = RunTicket(id.0 & !OpId::FOREIGN_BIT);
-        let bytes = result.map(|()| buf.map_or_else(Vec::new, |buf| buf.to_vec()));
+        let bytes = result.map(|()| buf.as_deref().map_or_else(Vec::new, <[u8]>::to_vec));
+        if let Some(buf) = buf.filter(|buf| buf.capacity() > self.run_buf.capacity()) {
+            self.run_buf = buf;
+        }
         self.shard.run_op_done(self.now, ticket, bytes, &mut self.effects);
         if let Some(damage) = self.shard.run_damage() {
             self.fail(ShardFailure::Run(damage.to_string()));
@@ -376,12 +383,13 @@ impl LoggedShard {
 }
 
 /// What is wanted of a run's file, as an operation on the shard's directory.
-fn disk_op(ticket: RunTicket, op: RunOp) -> DiskOp {
+fn disk_op(ticket: RunTicket, op: RunOp, spare: &mut AlignedBuf) -> DiskOp {
     let id = OpId(ticket.0 | OpId::FOREIGN_BIT);
     match op {
         RunOp::Create { run } => DiskOp::Create { id, file: FileId::Run(run.0), size_bytes: 0 },
         RunOp::Write { run, offset, bytes } => {
-            let mut buf = AlignedBuf::new();
+            let mut buf = std::mem::take(spare);
+            buf.clear();
             buf.extend_from_slice(&bytes);
             DiskOp::Write { id, file: FileId::Run(run.0), offset, buf }
         }

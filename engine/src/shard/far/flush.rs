@@ -11,7 +11,7 @@ use crate::shard::Shard;
 
 /// Bytes of complete blocks that are written at once, while the next are put together. A write that makes a file longer
 /// costs a disk some milliseconds whatever its size: here 62 MB/s at 256 KiB, 347 at 4 MiB.
-const WRITE_SIZE_BYTES: u64 = 2 * 1024 * 1024;
+const WRITE_SIZE_BYTES: u64 = 1024 * 1024;
 
 /// Events that one `Moved` record may have, unless a single block has more.
 const MOVE_COUNT_MAX: usize = 1_024;
