@@ -2,7 +2,7 @@
 //!
 //! An event that is due beyond the horizon is kept in memory only until enough of them have come. Then they are
 //! sorted by (due time, sequence) and written to a *run*: an immutable file of blocks and a footer with an index
-//! ([`format`], specified in `docs/formats/far-v1.md`). When a run is durable, `Moved` records say which events have
+//! ([`mod@format`], specified in `docs/formats/far-v1.md`). When a run is durable, `Moved` records say which events have
 //! left the log for it, a few blocks at a time. As the clock nears, a run's blocks are read back in order, and a
 //! `Loaded` record says that their events are in memory again: they then live in the log like events published in
 //! that block, but that their bytes are in the run. So every pending event is reachable from exactly one place at each

@@ -13,6 +13,9 @@ use crate::shard::Shard;
 /// costs a disk some milliseconds whatever its size: here 62 MB/s at 256 KiB, 347 at 4 MiB.
 const WRITE_SIZE_BYTES: u64 = 1024 * 1024;
 
+/// An event that is in no run this long before its time is not waited for any more.
+const RESCUE_MS_MAX: u64 = 30_000;
+
 /// Events that one `Moved` record may have, unless a single block has more.
 const MOVE_COUNT_MAX: usize = 1_024;
 
@@ -73,7 +76,9 @@ impl Flush {
 impl Shard {
     /// How long before its time an event that is in no run goes on the wheel instead.
     pub(super) fn rescue_ms(&self) -> u64 {
-        self.volatile.horizon_ms / 2
+        // Less than any far event had left when it came; and no more than a run takes, so that a horizon that grows again
+        // does not call back what is on its way.
+        (self.volatile.horizon_ms / 2).min(RESCUE_MS_MAX)
     }
 
     /// The earliest due time of what is far and in memory.
