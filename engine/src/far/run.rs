@@ -17,6 +17,9 @@ const KEY_MAX: Key = (WallMs(u64::MAX), Sequence(u64::MAX));
 /// Memory of one ended event: the nodes of a tree are about two thirds full.
 const ENDED_SIZE_BYTES: usize = size_of::<Key>() * 3 / 2;
 
+/// Bytes of what is said of a run, without what ended in it.
+const STATEMENT_SIZE_BYTES: usize = 64;
+
 /// How far a run is from being forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Closing {
@@ -104,6 +107,7 @@ pub(crate) struct Runs {
     runs: BTreeMap<RunId, Run>,
     pending: u64,
     memory_bytes: usize,
+    ended_count: usize,
     /// Recovery has ended: it meets what the log says of a run in pieces, so that counts would be wrong on the way.
     is_counting: bool,
 }
@@ -129,6 +133,7 @@ impl Runs {
     pub(crate) fn remove(&mut self, run: RunId) {
         if let Some(run) = self.runs.remove(&run) {
             self.memory_bytes -= run.memory_bytes();
+            self.ended_count -= run.ended.len();
         }
     }
 
@@ -151,6 +156,11 @@ impl Runs {
     /// Bytes of indexes, and of what ended.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.memory_bytes + self.runs.len() * size_of::<Run>()
+    }
+
+    /// Bytes of the records that say again what the log says of runs.
+    pub(crate) fn statements_size_bytes(&self) -> usize {
+        self.ended_count * size_of::<Key>() + self.runs.len() * STATEMENT_SIZE_BYTES
     }
 
     /// Bytes of the files.
@@ -197,6 +207,7 @@ impl Runs {
         let is_new = run.ended.insert(key);
         if is_new {
             self.memory_bytes += ENDED_SIZE_BYTES;
+            self.ended_count += 1;
         }
         if is_new && self.is_counting && key >= run.first_of(run.loaded) && key < run.first_of(run.moved) {
             run.ended_ahead += 1;

@@ -119,7 +119,8 @@ impl Far {
         if now < self.retry_at {
             return false;
         }
-        if self.awaited.is_none_or(|(awaited, _)| awaited != place) {
+        // Once for a block of the log: some of its events may be on the wheel, from when the horizon was wider.
+        if self.awaited.is_none_or(|(awaited, _)| awaited.block != place.block) {
             // Of the one that is being made, and of those made next, the event may not be a part.
             let before = usize::from(self.flush.is_some()) + self.buffer.size_bytes() / run_size_bytes.max(1);
             self.awaited = Some((place, self.flush_count + 1 + before as u64));
@@ -127,6 +128,11 @@ impl Far {
         let is_coming = self.awaited.is_some_and(|(_, count)| self.flush_count < count);
         self.is_wanted |= is_coming && !self.buffer.is_empty();
         is_coming && (self.flush.is_some() || !self.buffer.is_empty())
+    }
+
+    /// Whether an event's cancellation in a run is on its way to the disk.
+    pub(super) fn is_cancelled(&self, sequence: Sequence) -> bool {
+        !self.cancelled.is_empty() && self.cancelled.contains(&sequence)
     }
 
     /// A run was made, or given up.
@@ -240,6 +246,7 @@ impl Shard {
         let gone: Vec<RunId> = gone.map(|(id, _)| id).collect();
         for run in gone {
             self.durable.runs.remove(run);
+            self.volatile.far.next_blocks.remove(&run);
             self.volatile.far.request(Purpose::Remove, RunOp::Remove { run }, out);
         }
     }

@@ -264,6 +264,10 @@ impl Shard {
         for (due, sequence, size_bytes) in later {
             self.schedule(due, sequence, size_bytes);
         }
+        if start < now.wall {
+            // Events in runs are overdue, too: all of them leave the wheel in one order, as they come to it.
+            overdue.drain(..).for_each(|(due, sequence)| self.volatile.wheel.insert(Tick(due.0), sequence.0));
+        }
         overdue.sort_unstable();
         self.volatile.overdue = overdue.into();
         for subscription in self.durable.registry.subscriptions() {
@@ -372,10 +376,13 @@ impl Shard {
         self.volatile.log_room_bytes = bytes;
     }
 
-    /// Bytes of records that it takes to append every pending event again, whatever its tasks come to.
+    /// Bytes of records that it takes to append every pending event again, whatever its tasks come to, and what is known
+    /// of runs.
     #[must_use]
     pub fn relocation_size_bytes(&self) -> usize {
-        self.durable.payloads.live_bytes() + self.durable.copies.size_bytes()
+        self.durable.payloads.live_bytes()
+            + self.durable.copies.size_bytes()
+            + self.durable.runs.statements_size_bytes()
     }
 
     /// From now on nothing more becomes due here; results are still taken.

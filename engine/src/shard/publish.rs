@@ -159,6 +159,10 @@ impl Shard {
         // The whole id must be right: its due time guards against a number that was made up.
         let is_named =
             self.event(sequence).is_some_and(|held| held.schedule_time().0 == event.schedule_time_ms);
+        if is_named && self.volatile.far.is_cancelled(sequence) {
+            // On its way to a run, or there: the first request's record is on its way, and this answer waits for it too.
+            return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
+        }
         let verdict = match self.durable.table.get(sequence).filter(|_| is_named) {
             Some(_) if self.volatile.fenced.contains(&sequence) => {
                 // The first request's record is on its way: this answer waits for it too.

@@ -12,6 +12,9 @@ use crate::record::TaskProgress;
 /// Most tasks whose progress one `Relocated` record states; those beyond follow as records of their own.
 pub(super) const PROGRESS_COUNT_MAX: usize = 128;
 
+/// Bytes of what is said again of runs in one call, unless it is of a single run.
+const STATEMENTS_SIZE_BYTES_MAX: usize = 64 * 1024;
+
 impl Shard {
     /// Forgets blocks that hold nothing needed, and returns the newest block that may be trimmed.
     pub fn releasable(&mut self) -> u64 {
@@ -35,13 +38,18 @@ impl Shard {
             out.log().mark(Sequence(self.volatile.next_sequence));
         }
         if self.durable.runs.oldest_block().is_some_and(|block| block <= upto) {
+            // What closes one is on its way already.
             let is_old = |run: &Run| {
-                run.closing != Closing::Closed
+                run.closing == Closing::Open
                     && !run.is_stating
                     && run.block.is_some_and(|block| block <= upto)
             };
             let old = self.durable.runs.iter().filter(|(_, run)| is_old(run));
+            let budget_end = out.records.len() + STATEMENTS_SIZE_BYTES_MAX;
             for id in old.map(|(id, _)| id).collect::<Vec<_>>() {
+                if out.records.len() >= budget_end {
+                    break;
+                }
                 self.state_run(id, out);
             }
         }

@@ -54,17 +54,21 @@ impl Shard {
         let Some((run, block, place)) = found else {
             return out.reply(ticket, ReplyBody::Cancelled(CancelVerdict::NotFound));
         };
-        if self.is_loading(run, block) {
-            return self.volatile.far.waiting.push((ticket, event));
+        if self.volatile.far.is_cancelled(key.1) {
+            return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
         }
+        let is_loading = self.is_loading(run, block);
         let far = &mut self.volatile.far;
-        if far.lookup_count >= LOOKUP_COUNT_MAX {
+        if far.lookup_count + far.waiting.len() >= LOOKUP_COUNT_MAX {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
                 message: "too many cancellations of far-future events wait for the disk: try again".into(),
                 retry_after_ms: RETRY_AFTER_MS,
             };
             return out.reply(ticket, ReplyBody::Refused(refusal));
+        }
+        if is_loading {
+            return far.waiting.push((ticket, event));
         }
         far.lookup_count += 1;
         let op = RunOp::Read { run, offset: place.offset, len: place.size_bytes as usize };
@@ -101,6 +105,8 @@ impl Shard {
         });
         match read {
             Ok(true) => self.log_cancelled(ticket, run, key, out),
+            // Another run had it, and it has come to memory meanwhile.
+            Ok(false) if self.durable.table.get(event.sequence).is_some() => self.cancel(ticket, event, out),
             Ok(false) => self.look_up(ticket, event, RunId(run.0 + 1), out),
             Err(error) => self.damaged(error),
         }
