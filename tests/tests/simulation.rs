@@ -22,10 +22,7 @@ const KEPT: &[(u64, &str)] = &[
     (311, "over QUIC, an assertion of quinn-proto does not hold after a failed change of path"),
     (854, "an event was copied in the log while it was on its way to a run"),
     (500_210, "what had been loaded late from a run came after later events of its key"),
-    (
-        8_000_290,
-        "an event cancelled on its way to a run was called too late to cancel the second time",
-    ),
+    (8_000_290, "an event cancelled on its way to a run was called too late to cancel the second time"),
     (
         3_001_772,
         "a log filled up with copies for good; then pushes waited in a slow stream for longer than their deadlines",
