@@ -6,7 +6,8 @@
 //! [`Shard::maintain`] ends every turn: it fires what is due and lets the router pick.
 //!
 //! Invariants, and what holds them:
-//! * every pending event has exactly one table entry, one payload, one live count in its block ([`Shard::check`]);
+//! * every pending event is in memory, with exactly one table entry, one payload and one live count in its block, or in
+//!   one run on the disk ([`far`]), and never in both ([`Shard::check`]);
 //! * nothing is offered to a router before the wall clock has reached its due millisecond (asserted where it is offered);
 //! * a record that ends an event is written at most once for it (its application asserts the order of ends).
 //!

@@ -3,13 +3,11 @@
 #[path = "cli/harness.rs"]
 mod harness;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 
 use escapement_client::{Client, ConnectOptions, SubscriberOptions, Trust};
-use harness::{Ended, Node, Running, command, run, serve_args};
+use harness::{Ended, Node, Running, command, contents, run, serve_args};
 use serde_json::{Value, json};
 
 fn scratch() -> tempfile::TempDir {
@@ -447,20 +445,6 @@ fn a_loss_that_is_accepted_is_named_and_a_token_that_fits_nothing_too() {
 fn json_lines(ended: &Ended) -> Vec<Value> {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// Every file below, with what is in it.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            all.extend(contents(&path));
-        } else {
-            all.insert(path.clone(), fs::read(path).unwrap());
-        }
-    }
-    all
 }
 
 #[test]

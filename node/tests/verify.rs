@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use harness::{Ended, Node, run};
+use harness::{Ended, Node, contents, run};
 use serde_json::Value;
 
 /// Events published for hours ahead.
@@ -49,20 +49,6 @@ fn runs_of(inspected: &Ended) -> Vec<Value> {
 
 fn sum(rows: &[Value], key: &str) -> u64 {
     rows.iter().map(|row| row[key].as_u64().unwrap_or(0)).sum()
-}
-
-/// Every file below, with what is in it.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            all.extend(contents(&path));
-        } else {
-            all.insert(path.clone(), fs::read(path).unwrap());
-        }
-    }
-    all
 }
 
 fn restore(all: &BTreeMap<PathBuf, Vec<u8>>) {

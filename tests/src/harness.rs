@@ -2,6 +2,7 @@
 //!
 //! Everything is waited for with a bound, and no process outlives its [`NodeProcess`].
 
+mod clients;
 mod ledger;
 
 use std::io::{BufRead, BufReader, Read};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use escapement_client::{ConnectOptions, Trust};
 
+pub use clients::{create, patient};
 pub use ledger::{Counts, Ledger, wall_ms};
 
 /// Longest that anything may take on a slow, busy machine.

@@ -11,12 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use escapement_client::{
-    Client, ConnectOptions, Publisher, PublisherOptions, SubscriberOptions, TransportOptions,
-};
+use escapement_client::{Client, Publisher, PublisherOptions, SubscriberOptions};
 use escapement_protocol::event::Due;
-use escapement_protocol::{AttemptResult, EventSpec, SubscriptionSettings, TopicId, TopicSettings, WallMs};
-use escapement_tests::harness::{Counts, Ledger, NodeProcess, NodeSpec, wall_ms};
+use escapement_protocol::{AttemptResult, EventSpec, TopicId, WallMs};
+use escapement_tests::harness::{Counts, Ledger, NodeProcess, NodeSpec, create, patient, wall_ms};
 use tokio::task::JoinHandle;
 
 const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
@@ -52,28 +50,6 @@ impl Random {
 fn steady_node(dir: &Path) -> NodeSpec {
     let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
     NodeSpec::small(NODE, &dir.join("data")).flag("listen", &free.to_string()).certified(dir)
-}
-
-/// Clients that notice a dead node soon, and give it time to come back.
-fn patient(options: ConnectOptions) -> ConnectOptions {
-    ConnectOptions {
-        connect_timeout: Duration::from_secs(1),
-        transport: TransportOptions {
-            keep_alive: Duration::from_millis(200),
-            idle_timeout: Duration::from_secs(5),
-            ..options.transport
-        },
-        ..options
-    }
-}
-
-async fn create(client: &Client) -> TopicId {
-    let topic = TopicSettings { name: "t".into(), ..TopicSettings::default() };
-    let topic = client.create_topic(topic).await.expect("created").topic;
-    let subscription =
-        SubscriptionSettings { name: "s".into(), topic: "t".into(), ..SubscriptionSettings::default() };
-    client.create_subscription(subscription).await.expect("created");
-    topic
 }
 
 /// Publishes batch after batch, each when the one before is acknowledged, through every restart.

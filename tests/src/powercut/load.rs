@@ -8,17 +8,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use escapement_client::{
-    Client, ConnectOptions, Publisher, PublisherOptions, SubscriberOptions, TransportOptions,
-};
+use escapement_client::{Client, Publisher, PublisherOptions, SubscriberOptions};
 use escapement_protocol::event::Due;
-use escapement_protocol::{
-    AttemptResult, EventId, EventSpec, SubscriptionSettings, TopicId, TopicSettings, WallMs,
-};
+use escapement_protocol::{AttemptResult, EventId, EventSpec, TopicId, WallMs};
 use escapement_wal::memory::Rng;
 
 use super::rig::LoggedDisk;
-use crate::harness::{Ledger, NodeProcess, NodeSpec, PATIENCE, wall_ms};
+use crate::harness::{Ledger, NodeProcess, NodeSpec, PATIENCE, create, patient, wall_ms};
 
 /// How far ahead the node keeps events in memory.
 const HORIZON_MS: u64 = 1_000;
@@ -133,28 +129,6 @@ fn collect(receiver: &Receiver<Acknowledged>, most: Duration, node: &NodeProcess
             return all;
         }
     }
-}
-
-/// Clients that notice a dead node soon, and give it time to come back.
-fn patient(options: ConnectOptions) -> ConnectOptions {
-    ConnectOptions {
-        connect_timeout: Duration::from_secs(1),
-        transport: TransportOptions {
-            keep_alive: Duration::from_millis(200),
-            idle_timeout: Duration::from_secs(5),
-            ..options.transport
-        },
-        ..options
-    }
-}
-
-async fn create(client: &Client) -> TopicId {
-    let topic = TopicSettings { name: "t".into(), ..TopicSettings::default() };
-    let topic = client.create_topic(topic).await.expect("created").topic;
-    let subscription =
-        SubscriptionSettings { name: "s".into(), topic: "t".into(), ..SubscriptionSettings::default() };
-    client.create_subscription(subscription).await.expect("created");
-    topic
 }
 
 async fn subscribe(client: &Client, position: Position, results: Arc<Mutex<HashMap<u64, u64>>>) {
