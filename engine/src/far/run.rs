@@ -42,7 +42,11 @@ pub(crate) struct Run {
     pub(crate) loaded: u32,
     /// Events that ended while they were here.
     pub(crate) ended: BTreeSet<Key>,
+    /// Events in its file.
+    count: u64,
     /// Of these, such in blocks that are moved and not loaded.
+    ahead: u64,
+    /// And of these, such that ended.
     ended_ahead: usize,
     pub(crate) size_bytes: u64,
     /// What the log says of it is in this block and later ones; `None` until it says so.
@@ -81,7 +85,20 @@ impl Run {
 
     /// Pending events that are here and nowhere else.
     fn pending(&self) -> u64 {
-        self.count_in(self.loaded..self.moved) - self.ended_ahead as u64
+        self.ahead - self.ended_ahead as u64
+    }
+
+    /// Whether more than half of its events have gone, so that most of its file is kept for nothing.
+    pub(crate) fn is_sparse(&self) -> bool {
+        let Some(footer) = &self.footer else { return false };
+        let is_whole = self.moved as usize == footer.index.len();
+        let is_open = self.closing == Closing::Open && self.loaded < self.moved;
+        is_open && is_whole && 2 * self.pending() < self.count
+    }
+
+    /// When its last block begins, about the end of its file's life.
+    pub(crate) fn last_due(&self) -> Option<WallMs> {
+        self.footer.as_ref()?.index.last().map(|place| place.first.0)
     }
 
     /// The block that holds `key`, if it is here at all, and neither loaded nor still to be moved.
@@ -140,7 +157,9 @@ impl Runs {
     /// A run's footer is known.
     pub(crate) fn set_footer(&mut self, run: RunId, footer: RunFooter) {
         self.memory_bytes += size_of_val(&footer.index[..]);
-        self.runs.entry(run).or_default().footer = Some(footer);
+        let run = self.runs.entry(run).or_default();
+        run.count = footer.index.iter().map(|place| u64::from(place.count)).sum();
+        run.footer = Some(footer);
     }
 
     /// The highest number in use, 0 where there is none.
@@ -183,6 +202,7 @@ impl Runs {
             return;
         }
         let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks));
+        run.ahead += count;
         run.ended_ahead += ended;
         self.pending += count - ended as u64;
     }
@@ -197,6 +217,7 @@ impl Runs {
             return;
         }
         let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks));
+        run.ahead -= count;
         run.ended_ahead -= ended;
         self.pending -= count - ended as u64;
     }
@@ -252,6 +273,7 @@ impl Runs {
         self.is_counting = true;
         self.pending = 0;
         for run in self.runs.values_mut() {
+            run.ahead = run.count_in(run.loaded..run.moved);
             run.ended_ahead = run.ended_in(run.loaded..run.moved);
             self.pending += run.pending();
         }
@@ -264,11 +286,14 @@ impl Runs {
     pub(crate) fn audit(&self) -> Result<(), String> {
         let mut pending = 0;
         for (id, run) in &self.runs {
-            let Run { moved, loaded, ended_ahead, .. } = run;
+            let Run { moved, loaded, ahead, ended_ahead, .. } = run;
             if loaded > moved || (run.closing == Closing::Closed && loaded != moved) {
                 return Err(format!("of run {id}, {moved} blocks were moved and {loaded} loaded"));
             }
-            let ended = run.ended_in(*loaded..*moved);
+            let (count, ended) = (run.count_in(*loaded..*moved), run.ended_in(*loaded..*moved));
+            if count != *ahead {
+                return Err(format!("in run {id}, {count} events are to be loaded, and {ahead} are counted"));
+            }
             if ended != *ended_ahead {
                 return Err(format!("in run {id}, {ended} events ended, and {ended_ahead} are counted"));
             }

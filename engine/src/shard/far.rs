@@ -4,6 +4,7 @@ mod apply;
 mod cancel;
 mod flush;
 mod load;
+mod rewrite;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -19,7 +20,8 @@ use crate::far::format::{RunBlock, RunFooter};
 use crate::far::{Closing, FarBuffer, Key, RunError, RunFiles, RunId, RunOp, RunTicket};
 use crate::wheel::Tick;
 use flush::Flush;
-use load::Chunk;
+use load::{Chunk, Why};
+use rewrite::Rewriting;
 
 /// An event that is due sooner is not written to a run, however short memory is: it would hardly be back in time.
 const NEAR_MS: u64 = 2_000;
@@ -31,7 +33,7 @@ const RETRY_AFTER_MS: u64 = 1_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Flush(RunId),
-    Load { run: RunId, first_block: u32, block_count: u32, copy_size_bytes: usize },
+    Load { run: RunId, first_block: u32, block_count: u32, copy_size_bytes: usize, why: Why },
     Cancel { ticket: Ticket, event: EventId, run: RunId, block: u32 },
     Remove,
 }
@@ -81,6 +83,7 @@ pub(super) struct Far {
     pub(super) footers: VecDeque<(RunId, RunFooter)>,
     /// Whether something has happened since that lets a run be closed.
     pub(super) may_close: bool,
+    rewriting: Rewriting,
     /// Runs that were made, or given up.
     flush_count: u64,
     /// What [`Far::awaits_flush`] was asked last, and after how many runs it is no longer awaited.
@@ -94,6 +97,7 @@ impl Far {
         self.next_run = durable.runs.last().0 + 1;
         self.may_close = true;
         for (id, run) in durable.runs.iter() {
+            self.rewriting.consider(id, run);
             if run.closing == Closing::Open && run.loaded < run.moved {
                 let footer = run.footer.as_ref().expect("recovery has read every footer that is needed");
                 self.next_blocks.insert(id, run.loaded);
@@ -194,6 +198,7 @@ impl Shard {
         self.volatile.horizon_ms = self.horizon_ms();
         self.flush(out);
         self.load_ahead(out);
+        self.rewrite(out);
         self.close_loaded(out);
     }
 
@@ -212,10 +217,10 @@ impl Shard {
         let purpose = self.volatile.far.purposes.remove(&ticket).expect("every operation ends once");
         match purpose {
             Purpose::Flush(run) => self.flush_op_done(run, result.is_err(), out),
-            Purpose::Load { run, first_block, block_count, copy_size_bytes } => {
+            Purpose::Load { run, first_block, block_count, copy_size_bytes, why } => {
                 self.volatile.far.reading.retain(|(_, of)| *of != run);
                 let blocks = (first_block, block_count);
-                match Chunk::verified(self, run, blocks, copy_size_bytes, result) {
+                match Chunk::verified(self, run, blocks, (copy_size_bytes, why), result) {
                     Ok(chunk) => self.log_loaded(chunk, out),
                     Err(error) => self.damaged(error),
                 }

@@ -6,4 +6,5 @@ mod delivery;
 mod far;
 mod refusals;
 mod replay;
+mod rewrite;
 mod rig;

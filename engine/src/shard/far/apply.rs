@@ -1,7 +1,7 @@
 //! What records about runs change.
 
 use super::super::ApplyError;
-use super::load::Chunk;
+use super::load::{Chunk, Why};
 use super::{Key, Shard};
 use crate::effects::Effects;
 use crate::far::{RunDamage, RunError, RunFiles, RunId, read_footer};
@@ -55,7 +55,9 @@ impl Shard {
         }
         self.durable.runs.moved(id, end);
         if !self.recovering {
-            self.volatile.far.may_close = true;
+            let far = &mut self.volatile.far;
+            far.may_close = true;
+            far.rewriting.consider(id, self.durable.runs.entry(id));
             self.more_to_read(id);
         }
     }
@@ -91,7 +93,7 @@ impl Shard {
         };
         let len = blocks.into_iter().flatten().map(|place| place.size_bytes as usize).sum();
         let bytes = files.read(run, first.offset, len);
-        let chunk = Chunk::verified(self, run, (first_block, block_count), 0, bytes)?;
+        let chunk = Chunk::verified(self, run, (first_block, block_count), (0, Why::Near), bytes)?;
         self.take_in(&chunk, block)
     }
 
@@ -103,6 +105,8 @@ impl Shard {
         // Said again after the event was loaded, while the first record that says so was trimmed.
         if self.recovering {
             self.end_event(key.1);
+        } else if let Some(run) = self.durable.runs.get(id) {
+            self.volatile.far.rewriting.consider(id, run);
         }
     }
 }

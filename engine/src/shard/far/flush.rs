@@ -148,9 +148,10 @@ impl Shard {
         far.request(Purpose::Flush(run), RunOp::Create { run }, out);
     }
 
-    /// Events in one block of a run: such that its `Moved` record fits a block of the log with room to spare.
+    /// Events in one block of a run: such that its `Moved` record fits a block of the log with room to spare, and that
+    /// small runs, too, have blocks enough to be loaded in parts.
     fn run_block_count_max(&self) -> u32 {
-        (self.config.block_size_bytes_max / 32) as u32
+        count_max(&self.config).min(self.config.run_size_bytes / 512).max(1) as u32
     }
 
     /// Puts the next block of a run together, and hands over what is worth a write.

@@ -18,6 +18,18 @@ const READ_SIZE_BYTES: usize = 256 * 1024;
 /// Reads under way, and chunks of events on their way to the log, at once.
 const CHUNK_COUNT_MAX: usize = 8;
 
+/// What blocks of a run are read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Their time comes near.
+    Near,
+    /// Most of their run has gone: what is left goes to another.
+    Sparse,
+}
+
+/// Of the log's room, the part that what is written again may take.
+pub(super) const SPARSE_ROOM_SHARE: usize = 4;
+
 /// Blocks of a run that were read and verified.
 #[derive(Debug)]
 pub(super) struct Chunk {
@@ -26,6 +38,7 @@ pub(super) struct Chunk {
     pub(super) block_count: u32,
     /// Bytes of the log that it may take to append it again.
     pub(super) copy_size_bytes: usize,
+    why: Why,
     /// Due time of its first event.
     pub(super) due: WallMs,
     pub(super) bytes: Vec<u8>,
@@ -39,7 +52,7 @@ impl Chunk {
         shard: &Shard,
         run: RunId,
         (first_block, block_count): (u32, u32),
-        copy_size_bytes: usize,
+        (copy_size_bytes, why): (usize, Why),
         result: io::Result<Vec<u8>>,
     ) -> Result<Chunk, RunError> {
         let bytes = result.map_err(|error| RunError::Io(run, error))?;
@@ -56,7 +69,7 @@ impl Chunk {
             RunBlock::parse_at(block, shard.config.shard, run, number, place).map_err(|_| damaged)?;
             starts.push(at);
         }
-        Ok(Chunk { run, first_block, block_count, copy_size_bytes, due, bytes, starts })
+        Ok(Chunk { run, first_block, block_count, copy_size_bytes, why, due, bytes, starts })
     }
 
     fn entries(&self) -> impl Iterator<Item = RunEntry<'_>> {
@@ -87,14 +100,14 @@ impl Shard {
     }
 
     /// The blocks of a run that were moved and not read.
-    fn places(&self, id: RunId) -> &[BlockPlace] {
+    pub(super) fn places(&self, id: RunId) -> &[BlockPlace] {
         let run = self.durable.runs.get(id).expect("a run that is read is known");
         let index = &run.footer.as_ref().expect("its footer is known").index;
         &index[self.volatile.far.next_blocks[&id] as usize..run.moved as usize]
     }
 
     /// Bytes of the log that it may take to append a block's events again.
-    fn copy_size_bytes(&self, place: &BlockPlace) -> usize {
+    pub(super) fn copy_size_bytes(&self, place: &BlockPlace) -> usize {
         place.size_bytes as usize + place.count as usize * self.durable.copies.most_size_bytes()
     }
 
@@ -104,28 +117,36 @@ impl Shard {
         while !self.volatile.draining
             && let Some((due, id)) = self.next_read().filter(|(due, _)| *due <= horizon)
         {
-            let room = self.log_room_bytes();
-            let (mut len, mut copy_size_bytes) = (0, 0);
-            let places = self.places(id);
-            let fits = places.iter().take_while(|place| {
-                let next = (len + place.size_bytes as usize, copy_size_bytes + self.copy_size_bytes(place));
-                let is_first = len == 0;
-                let fits = place.first.0 <= horizon && next.0 <= READ_SIZE_BYTES && next.1 <= room;
-                if fits || is_first {
-                    (len, copy_size_bytes) = next;
-                }
-                fits || is_first
-            });
-            let block_count = fits.count() as u32;
-            let offset = places[0].offset;
-            let far = &mut self.volatile.far;
-            far.to_read.pop_first();
-            far.reading.push((due, id));
-            far.coming_bytes += copy_size_bytes;
-            let first_block = far.next_blocks[&id];
-            let purpose = Purpose::Load { run: id, first_block, block_count, copy_size_bytes };
-            far.request(purpose, RunOp::Read { run: id, offset, len }, out);
+            self.read(due, id, horizon, Why::Near, out);
         }
+    }
+
+    /// Reads the next blocks of a run, as many as are due by `upto`, but one at least.
+    pub(super) fn read(&mut self, due: WallMs, id: RunId, upto: WallMs, why: Why, out: &mut Effects) {
+        let room = match why {
+            Why::Near => self.log_room_bytes(),
+            Why::Sparse => self.log_room_bytes() / SPARSE_ROOM_SHARE,
+        };
+        let (mut len, mut copy_size_bytes) = (0, 0);
+        let places = self.places(id);
+        let fits = places.iter().take_while(|place| {
+            let next = (len + place.size_bytes as usize, copy_size_bytes + self.copy_size_bytes(place));
+            let is_first = len == 0;
+            let fits = place.first.0 <= upto && next.0 <= READ_SIZE_BYTES && next.1 <= room;
+            if fits || is_first {
+                (len, copy_size_bytes) = next;
+            }
+            fits || is_first
+        });
+        let block_count = fits.count() as u32;
+        let offset = places[0].offset;
+        let far = &mut self.volatile.far;
+        far.to_read.remove(&(due, id));
+        far.reading.push((due, id));
+        far.coming_bytes += copy_size_bytes;
+        let first_block = far.next_blocks[&id];
+        let purpose = Purpose::Load { run: id, first_block, block_count, copy_size_bytes, why };
+        far.request(purpose, RunOp::Read { run: id, offset, len }, out);
     }
 
     /// Logs that what was read is pending in the log again.
@@ -161,9 +182,10 @@ impl Shard {
     /// # Errors
     /// [`ApplyError::Twice`].
     pub(super) fn take_in(&mut self, chunk: &Chunk, block: u64) -> Result<(), ApplyError> {
-        let run = self.durable.runs.entry(chunk.run);
+        let horizon = self.horizon();
         for entry in chunk.entries() {
-            if !run.ended.is_empty() && run.ended.contains(&entry.key) {
+            let ended = &self.durable.runs.entry(chunk.run).ended;
+            if !ended.is_empty() && ended.contains(&entry.key) {
                 continue;
             }
             let (due, sequence) = entry.key;
@@ -176,12 +198,24 @@ impl Shard {
             self.durable.copies.add(entry.topic, 1);
             self.durable.ledger.relocated(block, sequence);
             self.durable.next_sequence = self.durable.next_sequence.max(sequence.0 + 1);
-            if !self.recovering {
+            if self.recovering {
+                continue;
+            }
+            if chunk.why == Why::Sparse && due > horizon {
+                self.schedule(due, sequence, location.event_len());
+            } else {
+                // What is near stays near, even where the horizon has shrunk since it was read.
                 self.volatile.wheel.insert(Tick(due.0), sequence.0);
             }
         }
         self.durable.runs.loaded(chunk.run, chunk.first_block + chunk.block_count, block);
-        self.volatile.far.may_close = true;
+        let far = &mut self.volatile.far;
+        far.may_close = true;
+        if !self.recovering {
+            let run = self.durable.runs.entry(chunk.run);
+            far.rewriting.loaded(chunk.run, chunk.why);
+            far.rewriting.consider(chunk.run, run);
+        }
         Ok(())
     }
 
