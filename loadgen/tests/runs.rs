@@ -98,6 +98,7 @@ fn a_preload_is_counted_stays_pending_and_outlives_a_restart() {
     for run in [&json, &json["before_preload"]] {
         assert_eq!((&run["completed"], &run["lost"]), (&2_000.into(), &0.into()), "{said}");
     }
+    assert!(json["before_preload"]["node"]["core_major_faults"].is_u64(), "{said}");
     let restart = &json["restart"];
     assert_eq!((&restart["recovered"], &restart["expected"]), (&5_001.into(), &5_001.into()), "{said}");
     for field in ["listening_ms", "first_reply_ms", "cancel_ms", "due_dispatch_ms"] {

@@ -105,6 +105,7 @@ impl NodeProcess {
             rss_peak_bytes: field(&read("status"), "VmHWM:") * 1_024,
             rss_anon_bytes: field(&read("status"), "RssAnon:") * 1_024,
             written_bytes: field(&read("io"), "write_bytes:"),
+            core_major_faults: core_major_faults(&process),
         }
     }
 
@@ -247,6 +248,23 @@ pub(crate) struct NodeSample {
     pub(crate) rss_anon_bytes: u64,
     /// Bytes that it had written to disks so far.
     pub(crate) written_bytes: u64,
+    /// Times that a core's thread waited for the disk because it touched memory that was not there; `None` where the
+    /// node has no such thread to ask of.
+    pub(crate) core_major_faults: Option<u64>,
+}
+
+/// Over the threads that carry shards, which the node names `core-0` and so on.
+fn core_major_faults(process: &Path) -> Option<u64> {
+    let tasks = fs::read_dir(process.join("task")).ok()?;
+    let stats = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    let cores = stats.filter(|stat| stat.contains("(core-"));
+    cores.map(|stat| major_faults_of(&stat)).reduce(|all, more| all + more)
+}
+
+/// The 12th field, counted after the thread's name.
+fn major_faults_of(stat: &str) -> u64 {
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    after_name.split_whitespace().nth(9).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// User and system time: the 14th and 15th field, counted after the command's name, which may hold anything.
@@ -307,6 +325,7 @@ mod tests {
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0";
         let expected = 200.0 / sys::ticks_per_second() as f64;
         assert_eq!(cpu_of(stat), Duration::from_secs_f64(expected));
+        assert_eq!(major_faults_of("7 (core-0) S 1 2 3 4 5 6 7 8 99 10 150 50 0 0"), 99);
         assert_eq!(field("VmPeak: 9 kB\nVmHWM:\t  1234 kB\n", "VmHWM:"), 1_234);
         assert_eq!(field("", "VmHWM:"), 0);
         assert_eq!(

@@ -105,6 +105,10 @@ impl Outcome {
         self.end.node.cpu.saturating_sub(self.begin.node.cpu).as_secs_f64()
     }
 
+    fn core_major_faults(&self) -> Option<u64> {
+        Some(self.end.node.core_major_faults?.saturating_sub(self.begin.node.core_major_faults?))
+    }
+
     fn own_cpu_s(&self) -> f64 {
         self.end.own_cpu.saturating_sub(self.begin.own_cpu).as_secs_f64()
     }
@@ -162,6 +166,7 @@ impl Outcome {
                 "cpu_s_per_million": self.node_cpu_s() * 1e6 * per_task,
                 "rss_peak_bytes": self.last.node.rss_peak_bytes,
                 "rss_anon_bytes": self.last.node.rss_anon_bytes,
+                "core_major_faults": self.core_major_faults(),
                 "log_bytes": self.log_bytes(),
                 "log_bytes_per_task": self.log_bytes() as f64 * per_task,
             });
@@ -268,6 +273,8 @@ fn tables(outcome: &Outcome, before: Option<&Outcome>, json: &Value) -> String {
         let figure = |name: &str| json["node"][name].as_f64().unwrap_or(0.0);
         row("node CPU", format!("{:.1} s, {:.2} s a million", figure("cpu_s"), figure("cpu_s_per_million")));
         row("node memory, most", format!("{:.0} MiB", figure("rss_peak_bytes") / 1024.0 / 1024.0));
+        let faults = outcome.core_major_faults().map_or("unknown".to_owned(), thousands);
+        row("major faults of its cores", faults);
         row("node log", format!("{:.0} bytes a task", figure("log_bytes_per_task")));
     }
     if let Some(values) = counts.column_mut(1) {
