@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod clock;
+pub mod far;
 pub mod intrusive;
 pub mod shard;
 pub mod table;

@@ -22,8 +22,8 @@ pub const PER_TURN: usize = 512;
 pub const STAGES: [&str; 6] =
     ["step_publish", "step_results", "apply_published", "maintain", "read_event", "apply_completed"];
 
-const BATCH: usize = 64;
-const TOPIC: TopicId = TopicId(1);
+pub(crate) const BATCH: usize = 64;
+pub(crate) const TOPIC: TopicId = TopicId(1);
 
 /// A shard with one topic and one subscription, in which every event is due a fixed time after its publish.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct ShardLoad {
     pub spent: [Duration; STAGES.len()],
 }
 
-fn config() -> ShardConfig {
+pub(crate) fn config() -> ShardConfig {
     ShardConfig {
         shard: ShardId(0),
         shard_count: 1,
@@ -53,7 +53,7 @@ fn config() -> ShardConfig {
     }
 }
 
-fn control() -> Vec<u8> {
+pub(crate) fn control() -> Vec<u8> {
     let (mut records, mut count) = (Vec::new(), 0);
     let mut writer = RecordWriter::new(&mut records, &mut count);
     writer.topic(TOPIC, 1, &TopicSettings { name: "t".into(), ..TopicSettings::default() });
@@ -61,6 +61,16 @@ fn control() -> Vec<u8> {
         SubscriptionSettings { name: "s".into(), topic: "t".into(), ..SubscriptionSettings::default() };
     writer.subscription(SubscriptionId(1), 2, TOPIC, &settings);
     records
+}
+
+pub(crate) fn attach() -> Input<'static> {
+    Input::Message(Message::Attach {
+        subscription: SubscriptionId(1),
+        session: SessionId(1),
+        host: HostKey(1),
+        credit: Credit { tasks: 1 << 20, bytes: 1 << 30 },
+        running: Vec::new(),
+    })
 }
 
 fn events(count: usize, ahead_ms: u64) -> Vec<u8> {
@@ -83,14 +93,7 @@ impl ShardLoad {
         shard.apply_block(1, &control(), &mut effects).expect("control records");
         let now = Now { mono: MonoNs(0), wall: WallMs(1_800_000_000_000) };
         shard.recovered(now, Epoch(1));
-        let attach = Message::Attach {
-            subscription: SubscriptionId(1),
-            session: SessionId(1),
-            host: HostKey(1),
-            credit: Credit { tasks: 1 << 20, bytes: 1 << 30 },
-            running: Vec::new(),
-        };
-        shard.step(now, Input::Message(attach), &mut effects);
+        shard.step(now, attach(), &mut effects);
         // A turn is a millisecond, so that as many are pending as are published in so many turns.
         let turns = (pending / PER_TURN).max(1);
         let mut load = ShardLoad {

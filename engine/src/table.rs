@@ -140,8 +140,8 @@ impl EventTable {
     }
 
     /// Reads a little of each entry, so that the cache misses of a batch overlap instead of following one another.
-    pub(crate) fn touch(&self, sequences: &[Sequence]) {
-        let touched = sequences.iter().filter_map(|sequence| self.get(*sequence));
+    pub(crate) fn touch(&self, sequences: impl Iterator<Item = Sequence>) {
+        let touched = sequences.filter_map(|sequence| self.get(sequence));
         std::hint::black_box(touched.fold(0, |mixed, entry| mixed ^ entry.block));
     }
 

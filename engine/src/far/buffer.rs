@@ -83,7 +83,7 @@ impl FarBuffer {
         }
         let rest = self.pieces.iter().filter_map(|(piece, _)| piece.first()).chain(self.filling.iter().min());
         self.due_min = rest.min().map(|key| key.0);
-        Merge::new(taken)
+        Merge::new(taken, taken_size_bytes)
     }
 }
 
@@ -92,14 +92,22 @@ impl FarBuffer {
 pub(crate) struct Merge {
     pieces: Vec<std::vec::IntoIter<Key>>,
     heads: BinaryHeap<Reverse<(Key, usize)>>,
+    mean_size_bytes: usize,
 }
 
 impl Merge {
-    fn new(pieces: Vec<Vec<Key>>) -> Merge {
+    fn new(pieces: Vec<Vec<Key>>, size_bytes: usize) -> Merge {
+        let len: usize = pieces.iter().map(Vec::len).sum();
+        let mean_size_bytes = size_bytes / len.max(1);
         let mut pieces: Vec<_> = pieces.into_iter().map(Vec::into_iter).collect();
         let heads = pieces.iter_mut().enumerate();
         let heads = heads.filter_map(|(at, piece)| Some(Reverse((piece.next()?, at)))).collect();
-        Merge { pieces, heads }
+        Merge { pieces, heads, mean_size_bytes }
+    }
+
+    /// Bytes of one of their events in the mean.
+    pub(crate) fn mean_size_bytes(&self) -> usize {
+        self.mean_size_bytes
     }
 
     /// The next key, without taking it.

@@ -12,7 +12,19 @@ use crate::record::{Record, RecordError, TaskProgress, published_events, records
 use crate::table::Entry;
 
 /// Events whose entries are brought near together, before the first of them is worked on.
-const WARM_COUNT: usize = 64;
+pub(super) const WARM_COUNT: usize = 64;
+
+/// Hands over sequences some at a time, so that their entries can be brought near together.
+pub(super) fn in_batches(sequences: impl Iterator<Item = Sequence>, mut work: impl FnMut(&[Sequence])) {
+    let mut sequences = sequences.fuse();
+    loop {
+        let batch: SmallVec<[Sequence; WARM_COUNT]> = sequences.by_ref().take(WARM_COUNT).collect();
+        if batch.is_empty() {
+            return;
+        }
+        work(&batch);
+    }
+}
 
 /// Why a block of the log can't be applied.
 #[derive(Debug)]
@@ -114,22 +126,16 @@ impl Shard {
                 self.apply_relocated(block, topic, sequence, due, progress, event);
             }
             Record::Completed { subscription, outcome, last, sequences } => {
-                let mut sequences = sequences.iter();
-                loop {
-                    let batch: SmallVec<[Sequence; WARM_COUNT]> =
-                        sequences.by_ref().take(WARM_COUNT).collect();
-                    if batch.is_empty() {
-                        break;
-                    }
-                    self.durable.table.touch(&batch);
-                    for sequence in batch {
+                in_batches(sequences.iter(), |batch| {
+                    self.durable.table.touch(batch.iter().copied());
+                    for sequence in batch.iter().copied() {
                         if last {
                             self.apply_end(sequence, outcome);
                         } else {
                             self.apply_progress(Progressed { sequence, subscription, change: Change::Done });
                         }
                     }
-                }
+                });
             }
             Record::AttemptFailed { subscription, sequence, attempt, excused, next_due } => {
                 let change = Change::Failed { attempt, excused, next_due };

@@ -6,7 +6,7 @@ use escapement_router::{Decision, TaskRef};
 
 use super::apply::{Change, Progressed};
 use super::publish::TASK_SIZE_BYTES;
-use super::{Ended, Shard, Volatile};
+use super::{Durable, Ended, Shard, Volatile};
 use crate::effects::{Effects, Message, Push};
 use crate::record::WALL_MAX;
 use crate::registry::Topic;
@@ -50,19 +50,10 @@ impl Shard {
         if room > 0 {
             self.volatile.more_due = self.volatile.wheel.advance(Tick(to.0), room, due_of, &mut due);
         }
-        self.warm(due.iter().map(|sequence| Sequence(*sequence)));
+        self.durable.warm(due.iter().map(|sequence| Sequence(*sequence)));
         self.expand(&due, out);
         due.clear();
         self.volatile.due = due;
-    }
-
-    /// Reads a little of each event before the whole batch is worked on, so that the batch's cache misses overlap
-    /// instead of following one another: at a million pending events nearly every first touch is one.
-    fn warm(&self, sequences: impl Iterator<Item = Sequence>) {
-        let table = &self.durable.table;
-        let touched = sequences.filter_map(|sequence| table.get(sequence));
-        let mixed = touched.fold(0, |mixed, entry| mixed ^ self.durable.payloads.touch(entry.location));
-        std::hint::black_box(mixed);
     }
 
     /// Turns due events into their tasks.
@@ -209,6 +200,16 @@ impl Shard {
         out.log().attempt_failed(subscription, sequence, attempt, excused, next_due);
         let change = Change::Failed { attempt, excused, next_due };
         self.volatile.progressed.push_back(Progressed { sequence, subscription, change });
+    }
+}
+
+impl Durable {
+    /// Reads a little of each event before the whole batch is worked on, so that the batch's cache misses overlap
+    /// instead of following one another: at a million pending events nearly every first touch is one.
+    pub(super) fn warm(&self, sequences: impl Iterator<Item = Sequence>) {
+        let touched = sequences.filter_map(|sequence| self.table.get(sequence));
+        let mixed = touched.fold(0, |mixed, entry| mixed ^ self.payloads.touch(entry.location));
+        std::hint::black_box(mixed);
     }
 }
 

@@ -115,7 +115,7 @@ fn what_is_left_of_a_run_goes_to_another_and_the_old_file_goes() {
 
 #[test]
 fn a_run_that_ends_soon_or_is_half_alive_is_left_alone() {
-    // Its last event is due within four horizons when most of it has gone.
+    // Its last event is due within a few horizons when most of it has gone.
     let (mut rig, _, ids) = in_a_run(100);
     rig.advance_ms(HOUR_MS - 3 * HORIZON_MS - HORIZON_MS / 4);
     cancel(&mut rig, two_in_three(&ids));

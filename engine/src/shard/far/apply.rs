@@ -1,6 +1,6 @@
 //! What records about runs change.
 
-use super::super::ApplyError;
+use super::super::{ApplyError, apply::in_batches};
 use super::load::{Chunk, Why};
 use super::{Key, Shard};
 use crate::effects::Effects;
@@ -49,10 +49,16 @@ impl Shard {
             let moving = self.volatile.far.moving.pop_front();
             assert_eq!(moving.map(|moving| moving.run), Some(id), "events move in the order of the log");
         }
-        for sequence in sequences.iter() {
-            let was_pending = self.end_event(sequence);
-            assert!(was_pending || self.recovering, "{sequence:?} was moved to run {id} and is not pending");
-        }
+        in_batches(sequences.iter(), |batch| {
+            self.durable.table.touch(batch.iter().copied());
+            for sequence in batch {
+                let was_pending = self.end_event(*sequence);
+                assert!(
+                    was_pending || self.recovering,
+                    "{sequence:?} was moved to run {id} and is not pending"
+                );
+            }
+        });
         self.durable.runs.moved(id, end);
         if !self.recovering {
             let far = &mut self.volatile.far;
