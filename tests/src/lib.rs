@@ -6,6 +6,8 @@
 pub mod corruption;
 pub mod fuzzing;
 pub mod harness;
+mod lone;
 pub mod powercut;
+pub mod race;
 pub mod recovery;
 pub mod sim;
