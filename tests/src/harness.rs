@@ -4,9 +4,10 @@
 
 mod clients;
 mod ledger;
+mod words;
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -17,6 +18,7 @@ use escapement_client::{ConnectOptions, Trust};
 
 pub use clients::{create, patient};
 pub use ledger::{Counts, Ledger, wall_ms};
+pub use words::{say, setting};
 
 /// Longest that anything may take on a slow, busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +45,18 @@ impl NodeSpec {
             .flag("segment-spares", "1")
             .flag("memory", "64MiB")
             .flag("allow-tmpfs", "true")
+    }
+
+    /// A small node with its data in `dir`, whose address and certificate stay over restarts, so that clients find it
+    /// again.
+    ///
+    /// # Panics
+    /// If no port is free, or the certificate cannot be written.
+    #[must_use]
+    pub fn steady(program: &str, dir: &Path) -> Self {
+        let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let addr = free.expect("a free port").to_string();
+        NodeSpec::small(program, &dir.join("data")).flag("listen", &addr).certified(dir)
     }
 
     /// Sets a flag, in place of what was set before.

@@ -3,10 +3,6 @@
 //! `ESCAPEMENT_KILLS` sets how many kills there are (10), `ESCAPEMENT_SEED` when they come (1), and
 //! `ESCAPEMENT_PENDING` how many events a recovery finds (20,000).
 
-use std::io::Write;
-use std::net::UdpSocket;
-use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +10,10 @@ use std::time::{Duration, Instant};
 use escapement_client::{Client, Publisher, PublisherOptions, SubscriberOptions};
 use escapement_protocol::event::Due;
 use escapement_protocol::{AttemptResult, EventSpec, TopicId, WallMs};
-use escapement_tests::harness::{Counts, Ledger, NodeProcess, NodeSpec, create, patient, wall_ms};
+use escapement_tests::harness::{
+    Counts, Ledger, NodeProcess, NodeSpec, create, patient, say, setting, wall_ms,
+};
+use escapement_wal::memory::Rng;
 use tokio::task::JoinHandle;
 
 const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
@@ -23,34 +22,6 @@ const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
 const BATCH: u64 = 40;
 const PUBLISHERS: u64 = 2;
 const DELAY_MS_MAX: u64 = 300;
-
-fn setting<T: FromStr>(name: &str, default: T) -> T {
-    let Ok(text) = std::env::var(name) else { return default };
-    text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}, and a number is needed"))
-}
-
-/// Printed even where the test passes: figures, and what a failure is repeated by.
-fn say(text: &str) {
-    writeln!(std::io::stderr(), "{text}").expect("standard error is open");
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-}
-
-/// A node whose address and certificate stay over restarts, so that clients find it again.
-fn steady_node(dir: &Path) -> NodeSpec {
-    let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
-    NodeSpec::small(NODE, &dir.join("data")).flag("listen", &free.to_string()).certified(dir)
-}
 
 /// Publishes batch after batch, each when the one before is acknowledged, through every restart.
 async fn publish(
@@ -62,7 +33,7 @@ async fn publish(
 ) {
     while !stop.load(Ordering::Relaxed) {
         let first = next.fetch_add(BATCH, Ordering::Relaxed);
-        let mut random = Random(first);
+        let mut random = Rng::new(first);
         let events: Vec<(u64, String, Vec<u8>, u64)> = (first..first + BATCH)
             .map(|n| (n, ledger.id(n), ledger.data(n), wall_ms() + random.below(DELAY_MS_MAX)))
             .collect();
@@ -106,7 +77,7 @@ fn kill_again_and_again(
     mut node: NodeProcess,
     ledger: &Ledger,
     count: u64,
-    random: &mut Random,
+    random: &mut Rng,
 ) -> (NodeProcess, Kills) {
     let mut kills = Kills::default();
     while kills.serving + kills.recovering < count {
@@ -136,7 +107,7 @@ fn kills_at_any_moment_lose_nothing_and_send_nothing_early_or_altered() {
     let (count, seed) = (setting("ESCAPEMENT_KILLS", 10), setting("ESCAPEMENT_SEED", 1));
     say(&format!("{count} kills with ESCAPEMENT_SEED={seed}"));
     let dir = tempfile::tempdir().expect("a directory");
-    let spec = steady_node(dir.path());
+    let spec = NodeSpec::steady(NODE, dir.path());
     let node = spec.start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -160,7 +131,7 @@ fn kills_at_any_moment_lose_nothing_and_send_nothing_early_or_altered() {
         (publisher, publishing, stopper, receiving)
     });
 
-    let (node, kills) = kill_again_and_again(&spec, node, &ledger, count, &mut Random(seed));
+    let (node, kills) = kill_again_and_again(&spec, node, &ledger, count, &mut Rng::new(seed));
 
     stop.store(true, Ordering::Relaxed);
     for publishing in publishing {
