@@ -3,6 +3,7 @@
 //! Ordinary functions and structures that tests, simulation and fuzz targets share; the tests are in `tests/tests`.
 #![forbid(unsafe_code)]
 
+pub mod century;
 pub mod corruption;
 pub mod fuzzing;
 pub mod harness;

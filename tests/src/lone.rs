@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use escapement_engine::far::{RunFiles, RunId, RunOp, RunTicket};
-use escapement_engine::record::HEADER_SIZE_BYTES;
+use escapement_engine::record::{HEADER_SIZE_BYTES, RecordWriter};
 use escapement_engine::{
     AdminRequest, Effects, Input, Message, Push, Reply, ReplyBody, Shard, ShardConfig, Ticket,
 };
@@ -23,7 +23,7 @@ const LOG_COUNT_MAX: usize = 64;
 /// Bytes appended again at a time.
 const RELOCATE_SIZE_BYTES: usize = 256 * 1024;
 /// More turns than any shard of these sizes takes until it is settled.
-const TURNS_MAX: usize = 1_000_000;
+const TURNS_MAX: usize = 20_000;
 
 /// A block on its way to the disk.
 struct Block {
@@ -78,7 +78,10 @@ pub(crate) struct Lone {
     log: VecDeque<(u64, Vec<u8>)>,
     next_block: u64,
     files: Files,
-    run_ops: VecDeque<(RunTicket, RunOp)>,
+    /// Each with the moment from which on it is done.
+    run_ops: VecDeque<(MonoNs, RunTicket, RunOp)>,
+    /// How long an operation on a run's file takes, where the shard is let [settle](Lone::settle).
+    pub(crate) run_op_ms: u64,
     epoch: Epoch,
     next_ticket: u64,
     pub(crate) replies: Vec<Reply>,
@@ -124,6 +127,7 @@ impl Lone {
             next_block: 1,
             files: Files::default(),
             run_ops: VecDeque::new(),
+            run_op_ms: 0,
             epoch,
             next_ticket: 0,
             replies: Vec::new(),
@@ -153,7 +157,8 @@ impl Lone {
 
     fn drain(&mut self) {
         loop {
-            self.run_ops.extend(self.effects.run_ops.drain(..));
+            let done = self.now.mono.plus_ms(self.run_op_ms);
+            self.run_ops.extend(self.effects.run_ops.drain(..).map(|(ticket, op)| (done, ticket, op)));
             self.replies.append(&mut self.effects.replies);
             self.pushes.append(&mut self.effects.pushes);
             let mail = std::mem::take(&mut self.effects.forwards);
@@ -204,7 +209,7 @@ impl Lone {
 
     /// Carries out the oldest operation on a run's file. False where there is none.
     pub(crate) fn run_op(&mut self) -> bool {
-        let Some((ticket, op)) = self.run_ops.pop_front() else { return false };
+        let Some((_, ticket, op)) = self.run_ops.pop_front() else { return false };
         let result = self.files.execute(op);
         self.shard.run_op_done(self.now, ticket, result, &mut self.effects);
         self.drain();
@@ -221,7 +226,7 @@ impl Lone {
                 self.commit();
                 has_worked = true;
             }
-            while self.complete() || self.run_op() {
+            while self.complete() || (self.run_op_at() <= Some(self.now.mono) && self.run_op()) {
                 has_worked = true;
             }
             let next = self.shard.next_deadline();
@@ -232,15 +237,20 @@ impl Lone {
                 return;
             }
         }
-        panic!("the shard has work without end at {:?}", self.now);
+        panic!("the shard has work without end at {:?}: it wants {:?}", self.now, self.shard.next_deadline());
     }
 
-    /// When the shard wants to be maintained next, in ms from now.
+    /// When the next operation on a run's file is done.
+    fn run_op_at(&self) -> Option<MonoNs> {
+        self.run_ops.front().map(|(at, ..)| *at)
+    }
+
+    /// When the shard wants to be maintained next, or its disk has done something, in ms from now.
     pub(crate) fn next_deadline_ms(&self) -> Option<u64> {
         let next = self.shard.next_deadline();
         let wall = next.wall.map(|at| at.0.saturating_sub(self.now.wall.0));
-        let mono = next.mono.map(|at| at.since(self.now.mono).div_ceil(1_000_000));
-        [wall, mono].into_iter().flatten().min()
+        let ms = |at: MonoNs| at.since(self.now.mono).div_ceil(1_000_000);
+        [wall, next.mono.map(ms), self.run_op_at().map(ms)].into_iter().flatten().min()
     }
 
     /// Frees what the log no longer needs, and empties its older half where it is long.
@@ -278,6 +288,29 @@ impl Lone {
         self.next_block = self.log.back().map_or(self.next_block, |(number, _)| number + 1);
         self.replies.clear();
         self.pushes.clear();
+    }
+
+    /// As if this many events had been published before. Only for a shard that is new.
+    pub(crate) fn skip_sequences(&mut self, count: u64) {
+        let (mut records, mut record_count) = (Vec::new(), 0);
+        RecordWriter::new(&mut records, &mut record_count).mark(Sequence(1 + count));
+        self.log.push_back((self.next_block, records));
+        self.crash(0);
+    }
+
+    /// The newest durable block is lost: a planted bug.
+    pub(crate) fn forget_newest_block(&mut self) {
+        self.log.pop_back();
+    }
+
+    /// Blocks that the log holds.
+    pub(crate) fn log_count(&self) -> usize {
+        self.log.len()
+    }
+
+    /// Files of runs.
+    pub(crate) fn file_count(&self) -> usize {
+        self.files.0.len()
     }
 
     /// Blocks in flight now.
