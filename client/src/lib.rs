@@ -1,7 +1,7 @@
 //! Publishing to a node and receiving its pushes, on tokio and quinn.
 //!
 //! * [`Client`] dials a node, keeps the connection, and dials again when it is lost. It also
-//!   administers topics and subscriptions and cancels events.
+//!   administers topics and subscriptions, cancels events, and reads what is pending.
 //! * [`Publisher`] makes events durable: one at a time, or in batches for hundreds of thousands a
 //!   second. It lingers briefly to fill frames, and sends what was not acknowledged again after a
 //!   reconnect, in order; such an event may be stored twice.
@@ -19,6 +19,7 @@ mod error;
 mod link;
 mod options;
 mod publisher;
+mod query;
 mod subscriber;
 mod tls;
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, Cancel, CancelVerdict, Hello, Items, ShardCore, Welcome,
+    AdminAnswer, AdminRequest, Cancel, CancelVerdict, Hello, Items, Query, QueryAnswer, ShardCore, Welcome,
 };
 use escapement_protocol::{
     Epoch, EventId, Frame, FrameDecoder, FrameError, FrameWriter, PROTOCOL_VERSION, WallMs,
@@ -56,6 +56,7 @@ impl From<&Welcome<'_>> for NodeInfo {
 enum Answer {
     Admin(AdminAnswer),
     Cancel(Vec<CancelVerdict>),
+    Query(QueryAnswer),
 }
 
 type Waiting = HashMap<u64, oneshot::Sender<Result<Answer, ClientError>>>;
@@ -143,7 +144,14 @@ impl Link {
     pub(crate) async fn admin(&self, body: AdminRequest) -> Result<AdminAnswer, ClientError> {
         match self.request(|request| encoded(&Frame::Admin { request, body })).await? {
             Answer::Admin(answer) => Ok(answer),
-            Answer::Cancel(_) => Err(unexpected()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    pub(crate) async fn query(&self, query: Query) -> Result<QueryAnswer, ClientError> {
+        match self.request(|request| encoded(&Frame::Query { request, query })).await? {
+            Answer::Query(answer) => Ok(answer),
+            _ => Err(unexpected()),
         }
     }
 
@@ -228,6 +236,7 @@ fn take_answer(
     let (request, answer) = match frame {
         Frame::AdminReply { request, body } => (request, Ok(Answer::Admin(body))),
         Frame::CancelReply(reply) => (reply.request, Ok(Answer::Cancel(reply.verdicts.iter().collect()))),
+        Frame::QueryReply { request, answer } => (request, Ok(Answer::Query(answer))),
         Frame::Error(error) if error.request == 0 => {
             *refused = Some(refusal(&error));
             return Ok(());

@@ -1,6 +1,6 @@
 //! What a shard is told, and what it wants done.
 
-use escapement_protocol::frame::{CancelVerdict, Items, ResultItem};
+use escapement_protocol::frame::{CancelVerdict, Items, Query, QueryAnswer, ResultItem};
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{
     ErrorCode, EventId, Outcome, Sequence, ShardId, SubscriptionId, Tag, TopicId, WallMs,
@@ -39,6 +39,13 @@ pub enum Input<'a> {
         ticket: Ticket,
         /// Which event.
         event: EventId,
+    },
+    /// Say what is pending. Changes nothing.
+    Query {
+        /// Who waits.
+        ticket: Ticket,
+        /// What is asked.
+        query: Query,
     },
     /// Create or read a control object. Only shard 0 answers.
     Admin {
@@ -195,6 +202,8 @@ pub enum ReplyBody {
     Refused(Refusal),
     /// The verdict on a cancellation. Linearized with dispatch: after `Cancelled`, not one byte leaves.
     Cancelled(CancelVerdict),
+    /// What is pending, as far as it is durable.
+    Answered(QueryAnswer),
     /// The topic as it is, durable on every shard.
     Topic {
         /// Its id.

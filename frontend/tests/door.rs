@@ -8,8 +8,8 @@ use escapement_frontend::door::{Backend, Door, DoorConfig, OpenSession, PublishA
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
     AckException, AckItem, AdminAnswer, AdminRequest, Cancel, CancelReply, CancelVerdict, Credit, Events,
-    Frame, FrameDecoder, FrameWriter, GoAway, Hello, Items, Page, PublishBatch, ResultBatch, ResultItem,
-    ShardCore, ShardMapInfo, Subscribe, Subscribed, TaskState, TopicInfo, TopicList,
+    Frame, FrameDecoder, FrameWriter, GoAway, Hello, Items, Page, PublishBatch, Query, QueryAnswer,
+    ResultBatch, ResultItem, ShardCore, ShardMapInfo, Subscribe, Subscribed, TaskState, TopicInfo, TopicList,
 };
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::settings::TopicSettings;
@@ -26,6 +26,7 @@ const NOW: Now = Now { mono: MonoNs(1), wall: WallMs(1_800_000_000_000) };
 enum Asked {
     Publish { ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: Vec<u8> },
     Cancel { ticket: u64, event: EventId },
+    Query { ticket: u64, query: Query },
     Create { ticket: u64, request: AdminRequest },
     Credit { session: u64, credit: Credit },
     Leave { session: u64 },
@@ -42,6 +43,10 @@ struct Asking {
 impl Backend<u32> for Asking {
     fn publish(&mut self, ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: &[u8]) {
         self.asked.push_back(Asked::Publish { ticket, shard, topic, count, events: events.to_vec() });
+    }
+
+    fn query(&mut self, ticket: u64, query: Query) {
+        self.asked.push_back(Asked::Query { ticket, query });
     }
 
     fn cancel(&mut self, ticket: u64, event: EventId) {
@@ -363,6 +368,7 @@ proptest! {
             match asked {
                 Asked::Publish { ticket, count, .. } => peer.door.published(ticket, accepted(1, count, None)),
                 Asked::Cancel { ticket, .. } => peer.door.cancelled(ticket, CancelVerdict::Cancelled),
+                Asked::Query { ticket, .. } => peer.door.answered(ticket, QueryAnswer::Event(None)),
                 Asked::Create { ticket, .. } => peer.door.refused(ticket, &refusal(ErrorCode::Unavailable)),
                 _ => {}
             }
@@ -600,6 +606,53 @@ fn answers_to_small_requests_cannot_fill_the_memory() {
         assert_eq!(peer.send(0, &Frame::Admin { request, body: create("t") }), Ok(()));
     }
     assert_eq!(peer.door.waiting_count(), 1_024);
+}
+
+fn get(request: u64, event: EventId, peek: bool) -> Frame<'static> {
+    Frame::Query { request, query: Query::Event { event, peek } }
+}
+
+#[test]
+fn questions_go_to_their_shard_and_are_answered_by_request() {
+    let mut peer = Peer::new(2);
+    let mut tickets = Vec::new();
+    for request in [1, 2, 3] {
+        assert_eq!(peer.send(0, &get(request, id(request), false)), Ok(()));
+        match peer.asked() {
+            Asked::Query { ticket, query } => {
+                assert_eq!(query, Query::Event { event: id(request), peek: false });
+                tickets.push(ticket);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let answer = || QueryAnswer::Event(None);
+    peer.door.answered(tickets[1], answer());
+    assert_eq!(peer.frames(), [format!("{:?}", Frame::QueryReply { request: 2, answer: answer() })]);
+    peer.door.refused(tickets[0], &refusal(ErrorCode::Unavailable));
+    assert_eq!(peer.error(), (1, ErrorCode::Unavailable));
+    let foreign = EventId { shard: ShardId(200), ..id(9) };
+    assert_eq!(peer.send(0, &get(4, foreign, true)), Ok(()));
+    assert_eq!(peer.frames(), [format!("{:?}", Frame::QueryReply { request: 4, answer: answer() })]);
+    assert_eq!(peer.violates(&get(0, id(1), false)), ErrorCode::MalformedFrame);
+    peer.door.closed(0, &mut peer.backend);
+    peer.door.answered(tickets[2], answer());
+    assert_eq!(peer.door.waiting_count(), 0);
+}
+
+#[test]
+fn questions_are_bounded_by_the_bytes_of_their_answers() {
+    let mut peer = Peer::new(2);
+    for request in 1..=2_000 {
+        assert_eq!(peer.send(0, &get(request, id(1), true)), Ok(()));
+    }
+    let waiting = peer.door.waiting_count();
+    assert!((10..=16).contains(&waiting), "{waiting} answers of up to 256 KiB are waited for");
+    let Asked::Query { ticket, .. } = peer.asked() else { panic!("a question") };
+    peer.written();
+    peer.door.answered(ticket, QueryAnswer::Event(None));
+    assert_eq!(peer.send(0, &get(3_000, id(1), true)), Ok(()));
+    assert_eq!(peer.door.waiting_count(), waiting, "an answer makes room for a question");
 }
 
 #[test]

@@ -79,6 +79,26 @@ fn a_cancelled_event_is_gone() {
 }
 
 #[test]
+fn a_pending_event_can_be_looked_at() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    let receipt =
+        node.ask_json(&["publish", "--topic", "mail", "--delay", "1h", "--data", "hello", "--id=a"]);
+    let event = receipt["event_id"].as_str().unwrap();
+    let found = node.ask_json(&["event", "get", event]);
+    assert_eq!((&found["event_id"], &found["state"]), (&receipt["event_id"], &json!("SCHEDULED")));
+    assert_eq!((&found["topic"], &found["place"]), (&json!("mail"), &json!("memory")));
+    assert_eq!((&found["due"], &found["tasks"]), (&receipt["schedule_time"], &json!([])));
+    assert_eq!(found.get("data"), None);
+    let found = node.ask_json(&["event", "get", event, "--data"]);
+    assert_eq!((&found["id"], &found["data"], &found["key"]), (&json!("a"), &json!("hello"), &Value::Null));
+    node.ask(&["cancel", event]);
+    assert_eq!(node.ask_json(&["event", "get", event, "--data"])["state"], "NOT_FOUND");
+    let table = node.ask(&["event", "get", event]);
+    assert!(table.starts_with("event_id") && table.contains("NOT_FOUND"), "{table}");
+}
+
+#[test]
 fn what_was_created_is_listed() {
     let dir = scratch();
     let node = Node::start(&dir.path().join("data")).with_mail();

@@ -22,6 +22,7 @@ mod decoder;
 mod events;
 mod items;
 mod parse;
+mod query;
 mod views;
 mod writer;
 
@@ -39,6 +40,7 @@ pub use items::{
     AckException, AckRun, CancelVerdict, Fixed, ItemIter, Items, PushItem, ResultItem, ShardCore, TaskState,
 };
 pub use parse::parse_body;
+pub use query::{EventDetail, EventInfo, EventPlace, Query, QueryAnswer, TASK_INFO_COUNT_MAX, TaskInfo};
 pub use views::{
     Accepted, AckItem, AckItems, Cancel, CancelReply, Credit, Durability, ErrorFrame, Frame, GoAway, Hello,
     PublishAck, PublishBatch, PushBatch, ResultBatch, Subscribe, Subscribed, Welcome,
@@ -135,6 +137,10 @@ kinds! {
     Error = 16, Node;
     /// The node is draining: publish elsewhere, finish results, reconnect later.
     GoAway = 17, Node;
+    /// Asks what is known of a pending event.
+    GetEvent = 20, Client;
+    /// Answers `GetEvent`.
+    GetEventReply = 21, Node;
 }
 
 /// Why bytes are not a frame, or a frame was not taken. The stream cannot be read any further after one.

@@ -159,4 +159,5 @@ found! {
     datagrams_that_go_to_another_core_are_noticed: SteeredAstray within 80;
     a_write_to_a_run_that_is_lost_is_noticed: RunWriteLost within 30;
     runs_that_recovery_does_not_find_are_noticed: RunsForgotten within 180;
+    answers_on_another_stream_are_noticed: AnswersAstray within 10;
 }

@@ -1,9 +1,9 @@
 //! Far-future events: which leave memory for runs, and when they come back.
 
 mod apply;
-mod cancel;
 mod flush;
 mod load;
+mod look_up;
 mod rewrite;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -11,16 +11,17 @@ use std::io;
 
 use hashbrown::{HashMap, HashSet};
 
-use escapement_protocol::{EventId, MonoNs, Now, Sequence, WallMs};
+use escapement_protocol::{MonoNs, Now, Sequence, WallMs};
 
 use super::ledger::Place;
 use super::{Durable, Shard};
-use crate::effects::{Effects, Ticket};
+use crate::effects::Effects;
 use crate::far::format::{RunBlock, RunFooter};
 use crate::far::{Closing, FarBuffer, Key, RunError, RunFiles, RunId, RunOp, RunTicket};
 use crate::wheel::Tick;
 use flush::Flush;
 use load::{Chunk, Why};
+pub(super) use look_up::{Aim, LookUp};
 use rewrite::Rewriting;
 
 /// An event that is due sooner is not written to a run, however short memory is: it would hardly be back in time.
@@ -34,7 +35,7 @@ const RETRY_AFTER_MS: u64 = 1_000;
 enum Purpose {
     Flush(RunId),
     Load { run: RunId, first_block: u32, block_count: u32, copy_size_bytes: usize, why: Why },
-    Cancel { ticket: Ticket, event: EventId, run: RunId, block: u32 },
+    LookUp { look_up: LookUp, run: RunId, block: u32 },
     Remove,
 }
 
@@ -76,8 +77,8 @@ pub(super) struct Far {
     reading: Vec<(WallMs, RunId)>,
     /// Cancelled in a run, on their way to the disk.
     pub(super) cancelled: HashSet<Sequence>,
-    /// Cancellations of events that are being loaded.
-    waiting: Vec<(Ticket, EventId)>,
+    /// Look-ups of events that are being loaded.
+    waiting: Vec<LookUp>,
     lookup_count: usize,
     /// Of runs that the log does not know yet, in the order of their first statements.
     pub(super) footers: VecDeque<(RunId, RunFooter)>,
@@ -225,9 +226,9 @@ impl Shard {
                     Err(error) => self.damaged(error),
                 }
             }
-            Purpose::Cancel { ticket, event, run, block } => {
+            Purpose::LookUp { look_up, run, block } => {
                 self.volatile.far.lookup_count -= 1;
-                self.cancel_looked_up(ticket, event, (run, block), result, out);
+                self.looked_up(look_up, (run, block), result, out);
             }
             // A file that could not be removed is removed by the next start.
             Purpose::Remove => {}

@@ -9,6 +9,7 @@ mod far;
 mod ledger;
 mod messages;
 mod publish;
+mod query;
 mod relocate;
 
 use std::collections::VecDeque;
@@ -288,6 +289,7 @@ impl Shard {
                 self.publish(ticket, topic, count, events, out);
             }
             Input::Cancel { ticket, event } => self.cancel(ticket, event, out),
+            Input::Query { ticket, query } => self.query(ticket, &query, out),
             Input::Admin { ticket, request } => self.admin(ticket, request, out),
             Input::Results { session, results } => self.results(session, results),
             Input::Message(message) => self.message(message, out),

@@ -3,11 +3,13 @@
 use escapement_protocol::event::{padded_len, stated_len};
 use escapement_protocol::{ErrorCode, EventId, MonoNs, Outcome, Sequence, TopicId};
 
+use super::far::{Aim, LookUp};
+use super::query::state_of;
 use super::relocate::PROGRESS_COUNT_MAX;
 use super::{Ended, Shard};
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
 use crate::record::{HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES};
-use escapement_protocol::frame::{CancelVerdict, TaskState};
+use escapement_protocol::frame::CancelVerdict;
 
 /// Most bytes of events in one record, unless a single event is larger: blocks are cut between records.
 const RUN_SIZE_BYTES_MAX: usize = 128 * 1024;
@@ -156,9 +158,7 @@ impl Shard {
 
     pub(super) fn cancel(&mut self, ticket: Ticket, event: EventId, out: &mut Effects) {
         let sequence = event.sequence;
-        // The whole id must be right: its due time guards against a number that was made up.
-        let is_named =
-            self.event(sequence).is_some_and(|held| held.schedule_time().0 == event.schedule_time_ms);
+        let is_named = self.named(event).is_some();
         if is_named && self.volatile.far.is_cancelled(sequence) {
             // On its way to a run, or there: the first request's record is on its way, and this answer waits for it too.
             return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
@@ -171,9 +171,7 @@ impl Shard {
             Some(entry) if entry.due <= self.volatile.now.wall => {
                 let tasks = self.durable.progress.get(sequence);
                 let attempt = tasks.iter().map(|task| task.attempt).max().unwrap_or(0);
-                let waits = tasks.iter().any(|task| !task.done && task.next_due > self.volatile.now.wall);
-                let state = if waits { TaskState::Backoff } else { TaskState::Ready };
-                CancelVerdict::TooLate { state, attempt }
+                CancelVerdict::TooLate { state: state_of(self.volatile.now.wall, entry.due, tasks), attempt }
             }
             Some(entry) => {
                 if let Some(run) = self.volatile.far.is_moving(sequence) {
@@ -190,7 +188,7 @@ impl Shard {
                 self.log_ended(out);
                 return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
             }
-            None => return self.cancel_far(ticket, event, out),
+            None => return self.look_up(LookUp { ticket, event, aim: Aim::Cancel }, out),
         };
         out.reply(ticket, ReplyBody::Cancelled(verdict));
     }

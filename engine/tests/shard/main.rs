@@ -4,6 +4,7 @@ mod contradictions;
 mod control;
 mod delivery;
 mod far;
+mod reading;
 mod refusals;
 mod replay;
 mod rewrite;

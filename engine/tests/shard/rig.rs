@@ -10,7 +10,7 @@ use escapement_engine::{
     newest_control, owner_of,
 };
 use escapement_protocol::event::Due;
-use escapement_protocol::frame::{CancelVerdict, Items, ResultItem};
+use escapement_protocol::frame::{CancelVerdict, EventDetail, Items, Query, QueryAnswer, ResultItem};
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{
     AttemptResult, Epoch, EventId, EventSpec, MonoNs, Now, Sequence, ShardId, SubscriptionId, TopicId, WallMs,
@@ -480,6 +480,27 @@ impl Rig {
         self.sync();
         match self.reply(ticket) {
             Some(ReplyBody::Cancelled(verdict)) => verdict,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn query(&mut self, query: Query) -> Ticket {
+        let ticket = self.ticket();
+        self.step(query.shard().0, Input::Query { ticket, query });
+        ticket
+    }
+
+    /// What is known of an event, with its bytes.
+    pub(crate) fn peek(&mut self, event: EventId) -> Option<EventDetail> {
+        let ticket = self.query(Query::Event { event, peek: true });
+        while self.run_op(event.shard.0) {}
+        self.sync();
+        self.detail(ticket)
+    }
+
+    pub(crate) fn detail(&mut self, ticket: Ticket) -> Option<EventDetail> {
+        match self.reply(ticket) {
+            Some(ReplyBody::Answered(QueryAnswer::Event(detail))) => detail.map(|detail| *detail),
             other => panic!("{other:?}"),
         }
     }

@@ -8,6 +8,7 @@
 mod admin;
 mod cancel;
 mod publish;
+mod query;
 mod stream;
 
 use bytes::Bytes;
@@ -15,8 +16,8 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, Credit, ErrorFrame, Frame, FrameWriter, GoAway, Hello, Items, ResultItem,
-    ShardMapInfo, Subscribe, Subscribed, Welcome,
+    AdminAnswer, AdminRequest, Credit, ErrorFrame, Frame, FrameWriter, GoAway, Hello, Items, Query,
+    ResultItem, ShardMapInfo, Subscribe, Subscribed, Welcome,
 };
 use escapement_protocol::{
     EVENT_SIZE_BYTES_MAX, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Now, PROTOCOL_VERSION, ShardId, TopicId,
@@ -62,12 +63,14 @@ pub struct OpenSession {
 }
 
 /// What the door asks of the rest of the core. Tickets are answered once each, by
-/// [`Door::published`], [`Door::cancelled`], [`Door::administered`] or [`Door::refused`].
+/// [`Door::published`], [`Door::cancelled`], [`Door::administered`], [`Door::answered`] or [`Door::refused`].
 pub trait Backend<S> {
     /// Events for one shard, verified, each padded to 8.
     fn publish(&mut self, ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: &[u8]);
     /// Cancel an event.
     fn cancel(&mut self, ticket: u64, event: EventId);
+    /// Ask a shard what is pending. It is one that the node has.
+    fn query(&mut self, ticket: u64, query: Query);
     /// Create a control object.
     fn create(&mut self, ticket: u64, request: AdminRequest);
     /// Read control objects, as they are here and now.
@@ -97,6 +100,7 @@ enum Waiting<S> {
     Publish { stream: S, batch: u64, part: usize },
     Cancel { stream: S, request: u64, slot: usize },
     Admin { stream: S, request: u64 },
+    Query { stream: S, request: u64, answer_size_bytes: usize },
 }
 
 /// The protocol's state on one core. `S` is the transport's name for a stream, and never names another one later.
@@ -267,6 +271,11 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 self.admin(stream, request, body, backend);
                 Ok(())
             }
+            Frame::Query { request: 0, .. } => Err(malformed(REQUEST_ZERO)),
+            Frame::Query { request, query } => {
+                self.query(stream, request, query, backend);
+                Ok(())
+            }
             other => {
                 Err(malformed(format!("{} is a frame that nodes send, not clients", other.kind().name())))
             }
@@ -349,6 +358,7 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 }
                 self.send_error(stream, request, refusal);
             }
+            Some(Waiting::Query { .. }) => self.query_answered(ticket, Err(refusal)),
             None => {}
         }
     }

@@ -27,8 +27,10 @@ pub(super) struct Stream {
     pub(super) cancels: HashMap<u64, Cancelling>,
     /// Events in all of them.
     pub(super) cancel_events: usize,
-    /// Administrative requests without an answer.
+    /// Administrative requests, and questions about what is pending, without an answer.
     pub(super) requests: usize,
+    /// Bytes that the answers to those questions may come to.
+    pub(super) answers_size_bytes: usize,
 }
 
 /// A cancellation without an answer.

@@ -216,7 +216,7 @@ pub(super) fn run_cancel(args: &CancelArgs, out: &Output) -> Result<(), Failure>
     out.rows(&["event_id", "verdict", "state", "attempt"], &rows)
 }
 
-fn state_name(state: TaskState) -> &'static str {
+pub(super) fn state_name(state: TaskState) -> &'static str {
     match state {
         TaskState::Scheduled => "SCHEDULED",
         TaskState::Ready => "READY",

@@ -8,6 +8,7 @@
 mod admin;
 mod connect;
 mod dev;
+mod event;
 mod failure;
 mod inspect;
 mod moment;
@@ -62,6 +63,9 @@ enum Command {
     /// Create and list subscriptions
     #[command(subcommand)]
     Subscription(admin::SubscriptionCommand),
+    /// Look at events that are pending
+    #[command(subcommand)]
+    Event(event::EventCommand),
     /// Cancel events that are not yet due
     Cancel(admin::CancelArgs),
     /// Look into a data directory, without changing it
@@ -116,6 +120,7 @@ fn execute(command: Command, program: &str, out: &Output) -> Result<(), Failure>
         Command::Subscribe(args) => subscribe::run(&args, out),
         Command::Topic(command) => admin::run_topic(command, out),
         Command::Subscription(command) => admin::run_subscription(command, out),
+        Command::Event(command) => event::run(command, out),
         Command::Cancel(args) => admin::run_cancel(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Verify(args) => verify::run(&args, out),

@@ -3,7 +3,7 @@
 use escapement_engine::{Input, Message, Refusal, Registry, Reply, ReplyBody, Ticket, owner_of};
 use escapement_frontend::door::{self, Backend, OpenSession};
 use escapement_protocol::frame::{
-    self, AdminAnswer, AdminRequest, Items, ResultItem, Subscribe, Subscribed, SubscriptionInfo,
+    self, AdminAnswer, AdminRequest, Items, Query, ResultItem, Subscribe, Subscribed, SubscriptionInfo,
     SubscriptionList, TopicInfo, TopicList,
 };
 use escapement_protocol::{ErrorCode, EventId, ShardId, TopicId};
@@ -72,6 +72,16 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
             self.step(event.shard, Input::Cancel { ticket, event }, Some(ticket));
         } else {
             self.mail[usize::from(core)].push(Parcel::Cancel { shard: event.shard, ticket, event });
+        }
+    }
+
+    fn query(&mut self, ticket: u64, query: Query) {
+        let (ticket, shard) = (self.ticket(ticket), query.shard());
+        let core = core_of(shard, self.config.core_count);
+        if core == self.config.core {
+            self.step(shard, Input::Query { ticket, query }, Some(ticket));
+        } else {
+            self.mail[usize::from(core)].push(Parcel::Query { ticket, query });
         }
     }
 

@@ -1,7 +1,7 @@
 //! What cores send one another: bounded by the turn that collects it, handed over whole.
 
-use escapement_engine::{AdminRequest, Message, Reply, Ticket};
-use escapement_protocol::frame::PushItem;
+use escapement_engine::{AdminRequest, Message, Reply, ReplyBody, Ticket};
+use escapement_protocol::frame::{PushItem, Query};
 use escapement_protocol::{EventId, ShardId, TopicId};
 
 /// One thing for another core.
@@ -30,6 +30,13 @@ pub enum Parcel {
         ticket: Ticket,
         /// The event.
         event: EventId,
+    },
+    /// A question that came in at the wrong core.
+    Query {
+        /// Who waits.
+        ticket: Ticket,
+        /// What is asked, of the shard that it names.
+        query: Query,
     },
     /// A creation for shard 0.
     Admin {
@@ -67,6 +74,7 @@ impl Mail {
             Parcel::Publish { events, .. } => events.len(),
             Parcel::Push { event, .. } => event.len(),
             Parcel::Objects(objects) => objects.len(),
+            Parcel::Reply(Reply { body: ReplyBody::Answered(answer), .. }) => answer.size_bytes(),
             _ => 0,
         };
         self.parcels.push(parcel);

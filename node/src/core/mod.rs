@@ -233,6 +233,9 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 Parcel::Cancel { shard, ticket, event } => {
                     self.inside.step(shard, Input::Cancel { ticket, event }, Some(ticket));
                 }
+                Parcel::Query { ticket, query } => {
+                    self.inside.step(query.shard(), Input::Query { ticket, query }, Some(ticket));
+                }
                 Parcel::Admin { ticket, request } => {
                     self.inside.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
                 }
@@ -295,6 +298,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             }
             ReplyBody::Refused(refusal) => door.refused(number, &backend::refusal(refusal)),
             ReplyBody::Cancelled(verdict) => door.cancelled(number, verdict),
+            ReplyBody::Answered(answer) => door.answered(number, answer),
             ReplyBody::Topic { id, version, settings } => {
                 let version = backend::version(version);
                 door.administered(number, AdminAnswer::Topic(TopicInfo { topic: id, version, settings }));

@@ -155,19 +155,19 @@ impl<T: Fixed + fmt::Debug> fmt::Debug for ItemIter<'_, T> {
 
 // Offsets below are constants of the layout: the compiler sees that each lies inside its array.
 
-fn u16_at<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+pub(super) fn u16_at<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+pub(super) fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+pub(super) fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-fn put<const N: usize, const M: usize>(out: &mut [u8; N], at: usize, bytes: [u8; M]) {
+pub(super) fn put<const N: usize, const M: usize>(out: &mut [u8; N], at: usize, bytes: [u8; M]) {
     out[at..at + M].copy_from_slice(&bytes);
 }
 
@@ -180,6 +180,7 @@ macro_rules! fixed_size {
         }
     };
 }
+pub(super) use fixed_size;
 
 /// A run of accepted events with consecutive sequences in one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

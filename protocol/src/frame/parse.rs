@@ -3,14 +3,15 @@
 use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 
 use super::{
-    AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, Durability, ErrorFrame, Events, Fixed, Frame,
-    FrameError, FrameKind, GoAway, Hello, Items, Page, PublishAck, PublishBatch, PushBatch, ResultBatch,
-    ShardCore, ShardMapInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList,
-    Welcome,
+    AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, Durability, ErrorFrame, EventDetail, EventInfo,
+    Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items, Page, PublishAck, PublishBatch,
+    PushBatch, Query, QueryAnswer, ResultBatch, ShardCore, ShardMapInfo, Subscribe, Subscribed,
+    SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList, Welcome,
 };
 use crate::generated::wire;
 use crate::{
-    Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings, WallMs,
+    Epoch, EventId, FRAME_SIZE_BYTES_MAX, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings,
+    WallMs,
 };
 
 /// Deepest nesting of any frame is 4: `AdminReply`, a list, an entry, its settings.
@@ -109,6 +110,16 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
         FrameKind::GoAway => {
             let message = root::<wire::GoAway<'_>>(body)?.message().unwrap_or_default();
             Frame::GoAway(GoAway { message })
+        }
+        FrameKind::GetEvent => {
+            let table = root::<wire::GetEvent<'_>>(body)?;
+            let event = table.event().ok_or("it names no event")?;
+            let event = EventId::from_bytes(event.0).ok_or("its event id has bytes that are not zero")?;
+            Frame::Query { request: table.request(), query: Query::Event { event, peek: table.peek() } }
+        }
+        FrameKind::GetEventReply => {
+            let table = root::<wire::GetEventReply<'_>>(body)?;
+            Frame::QueryReply { request: table.request(), answer: QueryAnswer::Event(event_detail(table)?) }
         }
     })
 }
@@ -222,6 +233,22 @@ fn admin_answer(table: wire::AdminReply<'_>) -> Parsed<AdminAnswer> {
         }));
     }
     Err("it has no body of a known type")
+}
+
+fn event_detail(table: wire::GetEventReply<'_>) -> Parsed<Option<Box<EventDetail>>> {
+    let events: Items<'_, EventInfo> = items(table.event())?;
+    let Some(info) = events.iter().next() else { return Ok(None) };
+    if events.len() > 1 {
+        return Err("it tells of more than one event");
+    }
+    let tasks: Items<'_, TaskInfo> = items(table.tasks())?;
+    let bytes = table.bytes().map(|bytes| bytes.bytes().to_vec());
+    Ok(Some(Box::new(EventDetail {
+        info,
+        tasks: tasks.iter().collect(),
+        task_count: table.task_count(),
+        bytes,
+    })))
 }
 
 fn list<'a, E: Follow<'a, Inner = E> + 'a, T>(

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     AckException, AckRun, AdminAnswer, AdminRequest, CancelVerdict, Events, FrameError, FrameKind, ItemIter,
-    Items, PushItem, ResultItem, ShardCore,
+    Items, PushItem, Query, QueryAnswer, ResultItem, ShardCore,
 };
 use crate::{Epoch, ErrorCode, EventId, Sequence, ShardId, SubscriptionId, Tag, TopicId, WallMs};
 
@@ -29,6 +29,8 @@ pub enum Frame<'a> {
     AdminReply { request: u64, body: AdminAnswer },
     Error(ErrorFrame<'a>),
     GoAway(GoAway<'a>),
+    Query { request: u64, query: Query },
+    QueryReply { request: u64, answer: QueryAnswer },
 }
 
 impl Frame<'_> {
@@ -53,6 +55,8 @@ impl Frame<'_> {
             Self::AdminReply { .. } => FrameKind::AdminReply,
             Self::Error(_) => FrameKind::Error,
             Self::GoAway(_) => FrameKind::GoAway,
+            Self::Query { query: Query::Event { .. }, .. } => FrameKind::GetEvent,
+            Self::QueryReply { answer: QueryAnswer::Event(_), .. } => FrameKind::GetEventReply,
         }
     }
 }

@@ -6,9 +6,9 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Push, UnionWIPOffset, Vect
 
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, ErrorFrame, Fixed, Frame, FrameError, FrameKind,
-    Hello, Items, Page, Prefix, ShardMapInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList,
-    TopicInfo, TopicList, Welcome, encode_publish_ack, encode_publish_batch, encode_push_batch,
-    encode_results,
+    Hello, Items, Page, Prefix, Query, QueryAnswer, ShardMapInfo, Subscribe, Subscribed, SubscriptionInfo,
+    SubscriptionList, TopicInfo, TopicList, Welcome, encode_publish_ack, encode_publish_batch,
+    encode_push_batch, encode_results,
 };
 use crate::generated::wire;
 use crate::{SubscriptionSettings, TopicSettings};
@@ -78,6 +78,8 @@ impl FrameWriter {
                 let root = wire::GoAway::create(b, &wire::GoAwayArgs { message });
                 b.finish_minimal(root);
             }
+            Frame::Query { request, query } => build_query(b, *request, query),
+            Frame::QueryReply { request, answer } => build_query_reply(b, *request, answer),
             Frame::PublishBatch(_) | Frame::PublishAck(_) | Frame::PushBatch(_) | Frame::ResultBatch(_) => {
                 unreachable!("data frames are laid out by hand")
             }
@@ -174,6 +176,34 @@ fn build_error(b: &mut Builder, error: &ErrorFrame<'_>) {
     };
     let root = wire::Error::create(b, &args);
     b.finish_minimal(root);
+}
+
+fn build_query(b: &mut Builder, request: u64, query: &Query) {
+    match query {
+        Query::Event { event, peek } => {
+            let event = wire::EventIdBytes(event.to_bytes());
+            let args = wire::GetEventArgs { request, event: Some(&event), peek: *peek };
+            let root = wire::GetEvent::create(b, &args);
+            b.finish_minimal(root);
+        }
+    }
+}
+
+fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
+    match answer {
+        QueryAnswer::Event(detail) => {
+            let mut args = wire::GetEventReplyArgs { request, ..wire::GetEventReplyArgs::default() };
+            if let Some(detail) = detail {
+                let info = [detail.info];
+                args.event = structs(b, Items::from(info.as_slice()), wire::EventInfo);
+                args.tasks = structs(b, Items::from(detail.tasks.as_slice()), wire::TaskInfo);
+                args.task_count = detail.task_count;
+                args.bytes = detail.bytes.as_ref().map(|bytes| b.create_vector(bytes));
+            }
+            let root = wire::GetEventReply::create(b, &args);
+            b.finish_minimal(root);
+        }
+    }
 }
 
 type Union = Option<WIPOffset<UnionWIPOffset>>;

@@ -169,6 +169,41 @@ fn admin_frames() -> Vec<(&'static str, Frame<'static>)> {
     requests.chain(answers).collect()
 }
 
+fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
+    let info = EventInfo {
+        id: IDS[0],
+        due: WallMs(1_800_000_000_200),
+        topic: TopicId(3),
+        size_bytes: 48,
+        state: TaskState::Backoff,
+        place: EventPlace::Memory,
+    };
+    let tasks = vec![
+        TaskInfo {
+            subscription: SubscriptionId(9),
+            attempt: 3,
+            excused: 1,
+            next_due: WallMs(1_800_000_060_000),
+            done: false,
+        },
+        TaskInfo {
+            subscription: SubscriptionId(10),
+            attempt: 0,
+            excused: 0,
+            next_due: WallMs(0),
+            done: true,
+        },
+    ];
+    let bytes = Events::new(&EVENTS, 3).expect("three events").iter().next().map(<[u8]>::to_vec);
+    let detail = EventDetail { info, tasks, task_count: 2, bytes };
+    let answered = |answer| Frame::QueryReply { request: 7, answer };
+    vec![
+        ("20-get-event", Frame::Query { request: 7, query: Query::Event { event: IDS[0], peek: true } }),
+        ("21-get-event-reply", answered(QueryAnswer::Event(Some(Box::new(detail))))),
+        ("21-get-event-reply-not-found", answered(QueryAnswer::Event(None))),
+    ]
+}
+
 /// Each frame with the name of its golden file.
 pub(crate) fn frames() -> Vec<(&'static str, Frame<'static>)> {
     let mut frames = vec![
@@ -220,6 +255,7 @@ pub(crate) fn frames() -> Vec<(&'static str, Frame<'static>)> {
         ),
         ("17-go-away", Frame::GoAway(GoAway { message: "the node is draining" })),
     ];
+    frames.extend(query_frames());
     frames.extend(data_frames());
     frames.extend(admin_frames());
     frames.sort_by_key(|(name, _)| *name);

@@ -52,11 +52,13 @@ pub enum Bug {
     RunWriteLost,
     /// Recovery does not find the files of runs.
     RunsForgotten,
+    /// Answers about what is pending leave on another stream of their connection.
+    AnswersAstray,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 22] = [
+    pub const ALL: [Bug; 23] = [
         Bug::AckBeforeDurable,
         Bug::ClockAhead,
         Bug::RetryAfterError,
@@ -79,6 +81,7 @@ impl Bug {
         Bug::SteeredAstray,
         Bug::RunWriteLost,
         Bug::RunsForgotten,
+        Bug::AnswersAstray,
     ];
 
     /// The one with this name, as it is written here.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use escapement_protocol::frame::{
     AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelVerdict, Frame, FrameError, Hello, Items,
-    PushItem,
+    PushItem, QueryAnswer,
 };
 use escapement_protocol::settings::TopicSettings;
 use escapement_protocol::{EventId, FrameDecoder, FrameWriter, PROTOCOL_VERSION, TopicId};
@@ -22,6 +22,7 @@ pub(super) enum Received {
     Detached,
     CancelReply { request: u64, verdicts: Vec<CancelVerdict> },
     AdminReply { request: u64, topic: Option<TopicId> },
+    QueryReply { request: u64, answer: QueryAnswer },
     Error { request: u64 },
     Other,
 }
@@ -55,6 +56,7 @@ pub(super) fn received(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<Vec<R
                     _ => None,
                 },
             },
+            Frame::QueryReply { request, answer } => Received::QueryReply { request, answer },
             Frame::Error(error) => Received::Error { request: error.request },
             _ => Received::Other,
         });

@@ -5,6 +5,7 @@
 //! when each push left it is judged here. All of it errs towards the node: what may have been so is not held against it.
 
 mod attempts;
+mod reading;
 
 use std::collections::BTreeMap;
 

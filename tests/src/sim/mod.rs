@@ -6,7 +6,7 @@
 //!
 //! * [`plan`](self): what a seed's run consists of, drawn before it begins;
 //! * `world`, `node`, `net`: the environment, and the node in it, one incarnation after another;
-//! * `publisher`, `subscriber`, `control`: clients that speak frames;
+//! * `publisher`, `subscriber`, `control`, `reader`: clients that speak frames;
 //! * `judge`: what was promised, what came, and whether that is the same.
 //!
 //! `docs/internals/simulation.md` says what is faulted and what is checked.
@@ -20,6 +20,7 @@ mod node;
 mod plan;
 mod publisher;
 mod quic;
+mod reader;
 mod recovery;
 mod subscriber;
 mod trace;

@@ -99,6 +99,11 @@ pub(super) fn connection_of(stream: u64) -> u64 {
     stream / STREAMS_PER_CONNECTION
 }
 
+/// The stream's number on its connection.
+pub(super) fn index_of(stream: u64) -> u64 {
+    stream % STREAMS_PER_CONNECTION
+}
+
 pub(super) fn stream_of(connection: u64, index: u64) -> u64 {
     connection * STREAMS_PER_CONNECTION + index
 }

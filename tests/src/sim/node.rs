@@ -11,7 +11,7 @@ use escapement_wal::{DiskCompletion, DiskOp, FileId, ShardLog};
 
 use super::bug::Bug;
 use super::judge::Leaving;
-use super::net::{Mark, connection_of};
+use super::net::{Mark, connection_of, index_of, stream_of};
 use super::quic::NodeQuic;
 use super::world::{Happening, NS_PER_MS, Who, World};
 
@@ -490,6 +490,7 @@ impl World {
         // Which stream comes first is no promise, and not the same in two processes.
         replies.sort_by_key(|(stream, _)| *stream);
         for (stream, bytes) in replies {
+            let stream = self.astray(stream);
             self.carry(state, stream, bytes);
             self.point()?;
         }
@@ -533,6 +534,15 @@ impl World {
             self.point()?;
         }
         Ok(())
+    }
+
+    /// The stream that an answer leaves on: its own, but for a planted bug.
+    fn astray(&mut self, stream: u64) -> u64 {
+        let reader = || self.net.connections.get(&connection_of(stream)).map(|c| c.who) == Some(Who::Reader);
+        if self.options.bug != Some(Bug::AnswersAstray) || !reader() || !self.rng.one_in(4) {
+            return stream;
+        }
+        stream_of(connection_of(stream), 1 - index_of(stream))
     }
 
     /// Sends bytes of the node on their way.

@@ -66,6 +66,8 @@ pub(super) struct Plan {
     /// Most points between one crash and the next.
     pub(super) fuse_max: u64,
     pub(super) cancels: bool,
+    /// Whether somebody reads what is pending.
+    pub(super) reads: bool,
     pub(super) memory_bytes_max: usize,
     /// How far ahead of their time events are kept in memory, in ms.
     pub(super) horizon_ms: u64,
@@ -179,6 +181,8 @@ impl Plan {
             mesh_us: pick(rng, &[5, 100, 1_000]),
             fuse_max: pick(rng, &[8, 60, 300, 1_000]),
             cancels: rng.one_in(2),
+            // Of the seed alone, so that what others draw stays as it was.
+            reads: seed % 3 == 2,
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
             horizon_ms,
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),

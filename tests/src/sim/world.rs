@@ -14,6 +14,7 @@ use super::node::{Crash, Node};
 use super::plan::Plan;
 use super::publisher::Publisher;
 use super::quic::{QuicWorld, Way};
+use super::reader::Reader;
 use super::recovery::ShardDisk;
 use super::subscriber::Subscriber;
 use super::trace::Trace;
@@ -34,6 +35,7 @@ pub(super) enum Who {
     Subscriber(usize),
     Admin,
     Canceller,
+    Reader,
 }
 
 /// Something that happens at a moment.
@@ -115,6 +117,7 @@ pub(super) struct World {
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) admin: Admin,
     pub(super) canceller: Canceller,
+    pub(super) reader: Reader,
     /// Events handed to publishers so far.
     pub(super) handed_out: u64,
     /// Points until the next crash.
@@ -143,6 +146,7 @@ impl World {
             subscribers: plan.subscribers.iter().map(Subscriber::new).collect(),
             admin: Admin::new(&plan),
             canceller: Canceller::default(),
+            reader: Reader::new(seed),
             crashes_left: plan.crashes,
             plan,
             rng,
@@ -174,6 +178,9 @@ impl World {
         }
         if self.plan.cancels {
             self.wake(Who::Canceller, 10);
+        }
+        if self.plan.reads {
+            self.wake(Who::Reader, 10);
         }
         self.queue.push(self.now_ns + 5 * NS_PER_MS, Happening::Fault);
     }
@@ -312,6 +319,7 @@ impl World {
             Happening::Wake(Who::Subscriber(index)) => self.subscriber_wakes(index),
             Happening::Wake(Who::Admin) => self.admin_wakes(),
             Happening::Wake(Who::Canceller) => self.canceller_wakes(),
+            Happening::Wake(Who::Reader) => self.reader_wakes(),
             Happening::ResultDue { subscriber, epoch, tag } => self.result_due(subscriber, epoch, tag),
             Happening::Boot => self.boot(),
             Happening::Fault => self.fault(),
@@ -464,6 +472,7 @@ impl World {
             Who::Subscriber(index) => self.subscriber_frame(index, stream, frame),
             Who::Admin => self.admin_frame(stream, &frame),
             Who::Canceller => self.canceller_frame(stream, incarnation, frame),
+            Who::Reader => self.reader_frame(stream, incarnation, frame),
         }
     }
 
@@ -480,6 +489,7 @@ impl World {
             Who::Subscriber(index) => self.subscriber_cut(index, connection),
             Who::Admin => self.admin.cut(connection),
             Who::Canceller => self.canceller.cut(connection),
+            Who::Reader => self.reader.cut(connection),
         }
     }
 

@@ -87,7 +87,7 @@ impl Shard {
             self.volatile.log_room_bytes = self.volatile.log_room_bytes.saturating_sub(chunk.copy_size_bytes);
             let taken = self.take_in(&chunk, block);
             taken.expect("events that were moved are pending in one place");
-            self.cancel_waiting(out);
+            self.decide_waiting(out);
             return Ok(());
         }
         self.know_footer(run, files)?;

@@ -1,0 +1,186 @@
+//! Looking for an event that is not in memory: a block of a run is read to know it.
+
+use std::io;
+
+use escapement_protocol::frame::{CancelVerdict, EventPlace, QueryAnswer};
+use escapement_protocol::{ErrorCode, EventId, TopicId, WallMs};
+
+use super::{Purpose, Shard};
+use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
+use crate::far::format::RunBlock;
+use crate::far::{Key, RunError, RunId, RunOp};
+use crate::shard::query::Known;
+
+/// Look-ups that wait for the disk at once.
+const LOOKUP_COUNT_MAX: usize = 1_024;
+
+/// How long a caller should wait where they are as many.
+const RETRY_AFTER_MS: u32 = 100;
+
+/// What an event is looked up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::shard) enum Aim {
+    /// A record is to say that it was cancelled.
+    Cancel,
+    /// Somebody wants to know of it, and with `peek` its bytes.
+    Get { peek: bool },
+}
+
+/// Who looks for which event, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::shard) struct LookUp {
+    pub(in crate::shard) ticket: Ticket,
+    pub(in crate::shard) event: EventId,
+    pub(in crate::shard) aim: Aim,
+}
+
+/// What a block says of an event.
+struct Found {
+    topic: TopicId,
+    size_bytes: u32,
+    /// Where they are wanted.
+    bytes: Option<Vec<u8>>,
+}
+
+fn key_of(event: EventId) -> Key {
+    // A far-future event is due when it was scheduled for.
+    (WallMs(event.schedule_time_ms), event.sequence)
+}
+
+impl Shard {
+    /// Looks for an event that is not in memory.
+    pub(in crate::shard) fn look_up(&mut self, look_up: LookUp, out: &mut Effects) {
+        self.look_up_from(look_up, RunId(0), out);
+    }
+
+    /// Logs the cancellation of an event that is in a run, or on its way there.
+    pub(in crate::shard) fn log_cancelled(
+        &mut self,
+        ticket: Ticket,
+        run: RunId,
+        key: Key,
+        out: &mut Effects,
+    ) {
+        // The first request's record may be on its way: this answer waits for it too.
+        if self.volatile.far.cancelled.insert(key.1) {
+            out.log().cancelled_in_run(run, [key].into_iter());
+        }
+        out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
+    }
+
+    /// Looks for the event in runs from `from` on.
+    fn look_up_from(&mut self, look_up: LookUp, from: RunId, out: &mut Effects) {
+        let key = key_of(look_up.event);
+        let held = self.durable.runs.iter().skip_while(|(id, _)| *id < from);
+        let found = held.filter(|(_, run)| !run.ended.contains(&key)).find_map(|(id, run)| {
+            let block = run.block_of(key)?;
+            let footer = run.footer.as_ref()?;
+            Some((id, block, footer.index[block as usize]))
+        });
+        let Some((run, block, place)) = found else {
+            let nothing = match look_up.aim {
+                Aim::Cancel => ReplyBody::Cancelled(CancelVerdict::NotFound),
+                Aim::Get { .. } => ReplyBody::Answered(QueryAnswer::Event(None)),
+            };
+            return out.reply(look_up.ticket, nothing);
+        };
+        if look_up.aim == Aim::Cancel && self.volatile.far.is_cancelled(key.1) {
+            return out.reply_on_commit(look_up.ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
+        }
+        let is_loading = self.is_loading(run, block);
+        let far = &mut self.volatile.far;
+        if far.lookup_count + far.waiting.len() >= LOOKUP_COUNT_MAX {
+            let refusal = Refusal {
+                code: ErrorCode::ResourceExhausted,
+                message: "too many look-ups of far-future events wait for the disk: try again".into(),
+                retry_after_ms: RETRY_AFTER_MS,
+            };
+            return out.reply(look_up.ticket, ReplyBody::Refused(refusal));
+        }
+        if is_loading {
+            return far.waiting.push(look_up);
+        }
+        far.lookup_count += 1;
+        let op = RunOp::Read { run, offset: place.offset, len: place.size_bytes as usize };
+        far.request(Purpose::LookUp { look_up, run, block }, op, out);
+    }
+
+    /// Whether the log is about to say that a block was loaded.
+    fn is_loading(&self, run: RunId, block: u32) -> bool {
+        let chunks = &mut self.volatile.far.chunks.iter();
+        chunks.any(|c| c.run == run && (c.first_block..c.first_block + c.block_count).contains(&block))
+    }
+
+    /// The block that may hold the event was read.
+    pub(super) fn looked_up(
+        &mut self,
+        look_up: LookUp,
+        (run, block): (RunId, u32),
+        result: io::Result<Vec<u8>>,
+        out: &mut Effects,
+    ) {
+        let LookUp { ticket, event, aim } = look_up;
+        let key = key_of(event);
+        let still_there = self.durable.runs.get(run).and_then(|held| held.block_of(key)) == Some(block);
+        if !still_there || self.is_loading(run, block) {
+            // It has come to memory meanwhile, or is about to.
+            return self.decide_again(look_up, out);
+        }
+        match self.find_in_block(key, aim, (run, block), result) {
+            Ok(Some(found)) => match aim {
+                Aim::Cancel => self.log_cancelled(ticket, run, key, out),
+                Aim::Get { .. }
+                    if self.durable.runs.get(run).is_some_and(|held| held.ended.contains(&key)) =>
+                {
+                    out.reply(ticket, ReplyBody::Answered(QueryAnswer::Event(None)));
+                }
+                Aim::Get { .. } => {
+                    let Found { topic, size_bytes, bytes } = found;
+                    let place = EventPlace::Run;
+                    let known = Known { due: key.0, topic, size_bytes, place, tasks: &[] };
+                    let answer = self.detail(event, known, bytes);
+                    out.reply(ticket, ReplyBody::Answered(answer));
+                }
+            },
+            // Another run had it, and it has come to memory meanwhile.
+            Ok(None) if self.durable.table.get(event.sequence).is_some() => self.decide_again(look_up, out),
+            Ok(None) => self.look_up_from(look_up, RunId(run.0 + 1), out),
+            Err(error) => self.damaged(error),
+        }
+    }
+
+    fn find_in_block(
+        &self,
+        key: Key,
+        aim: Aim,
+        (run, block): (RunId, u32),
+        result: io::Result<Vec<u8>>,
+    ) -> Result<Option<Found>, RunError> {
+        let bytes = result.map_err(|error| RunError::Io(run, error))?;
+        let footer = self.durable.runs.get(run).and_then(|held| held.footer.as_ref());
+        let place = &footer.expect("a run that was read is known").index[block as usize];
+        let parsed = RunBlock::parse_at(&bytes, self.config.shard, run, block, place);
+        let entry = parsed.map_err(|damage| RunError::Damaged(run, damage))?.entries().find(|e| e.key == key);
+        Ok(entry.map(|entry| Found {
+            topic: entry.topic,
+            size_bytes: entry.event.len() as u32,
+            bytes: (aim == Aim::Get { peek: true }).then(|| entry.event.to_vec()),
+        }))
+    }
+
+    /// What was asked of an event is decided anew: it may be somewhere else by now.
+    fn decide_again(&mut self, look_up: LookUp, out: &mut Effects) {
+        let LookUp { ticket, event, aim } = look_up;
+        match aim {
+            Aim::Cancel => self.cancel(ticket, event, out),
+            Aim::Get { peek } => self.get(ticket, event, peek, out),
+        }
+    }
+
+    /// What waited for events to be loaded is decided now.
+    pub(in crate::shard) fn decide_waiting(&mut self, out: &mut Effects) {
+        for look_up in std::mem::take(&mut self.volatile.far.waiting) {
+            self.decide_again(look_up, out);
+        }
+    }
+}

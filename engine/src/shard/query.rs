@@ -1,0 +1,76 @@
+//! Saying what is pending. Nothing here changes anything, and every answer is from durable state: an event whose publish
+//! was acknowledged is found, and one whose cancellation was acknowledged is not.
+
+use escapement_protocol::frame::{
+    EventDetail, EventInfo, EventPlace, Query, QueryAnswer, TASK_INFO_COUNT_MAX, TaskInfo, TaskState,
+};
+use escapement_protocol::{EventId, TopicId, WallMs};
+
+use super::far::{Aim, LookUp};
+use super::{PendingEvent, Shard};
+use crate::effects::{Effects, ReplyBody, Ticket};
+use crate::record::TaskProgress;
+
+/// What is known of a pending event, wherever it is.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) due: WallMs,
+    pub(super) topic: TopicId,
+    pub(super) size_bytes: u32,
+    pub(super) place: EventPlace,
+    pub(super) tasks: &'a [TaskProgress],
+}
+
+/// Where an event stands, as far as its own shard knows: who runs its tasks is known to the subscriptions' owners.
+pub(super) fn state_of(now: WallMs, due: WallMs, tasks: &[TaskProgress]) -> TaskState {
+    if due > now {
+        TaskState::Scheduled
+    } else if tasks.iter().any(|task| !task.done && task.next_due > now) {
+        TaskState::Backoff
+    } else {
+        TaskState::Ready
+    }
+}
+
+impl Shard {
+    pub(super) fn query(&mut self, ticket: Ticket, query: &Query, out: &mut Effects) {
+        match query {
+            Query::Event { event, peek } => self.get(ticket, *event, *peek, out),
+        }
+    }
+
+    /// The event of that id, if it is in memory. The whole id must be right: its due time guards against a number that
+    /// was made up.
+    pub(super) fn named(&self, event: EventId) -> Option<PendingEvent<'_>> {
+        self.event(event.sequence).filter(|held| held.schedule_time().0 == event.schedule_time_ms)
+    }
+
+    /// Answers what is known of an event.
+    pub(super) fn get(&mut self, ticket: Ticket, event: EventId, peek: bool, out: &mut Effects) {
+        let Some(held) = self.named(event) else {
+            return self.look_up(LookUp { ticket, event, aim: Aim::Get { peek } }, out);
+        };
+        let PendingEvent { bytes, due, topic } = held;
+        let tasks = self.durable.progress.get(event.sequence);
+        let (size_bytes, place) = (bytes.len() as u32, EventPlace::Memory);
+        let known = Known { due, topic, size_bytes, place, tasks };
+        let answer = self.detail(event, known, peek.then(|| bytes.to_vec()));
+        out.reply(ticket, ReplyBody::Answered(answer));
+    }
+
+    /// The answer about one event.
+    pub(super) fn detail(&self, id: EventId, known: Known<'_>, bytes: Option<Vec<u8>>) -> QueryAnswer {
+        let Known { due, topic, size_bytes, place, tasks } = known;
+        let state = state_of(self.volatile.now.wall, due, tasks);
+        let info = EventInfo { id, due, topic, size_bytes, state, place };
+        let shown = tasks.iter().take(TASK_INFO_COUNT_MAX).map(|task| TaskInfo {
+            subscription: task.subscription,
+            attempt: task.attempt,
+            excused: task.excused,
+            next_due: task.next_due,
+            done: task.done,
+        });
+        let (tasks, task_count) = (shown.collect(), tasks.len() as u32);
+        QueryAnswer::Event(Some(Box::new(EventDetail { info, tasks, task_count, bytes })))
+    }
+}

@@ -1,0 +1,55 @@
+//! Questions about what is pending: each to one shard.
+
+use escapement_protocol::frame::{Frame, Query, QueryAnswer};
+
+use super::{ANSWERS_SIZE_BYTES_MAX, Backend, Door, REQUESTS_MAX, Refusal, Waiting, too_many};
+
+/// Bytes that the answers come to that one stream may wait for.
+const AWAITED_SIZE_BYTES_MAX: usize = 4 * ANSWERS_SIZE_BYTES_MAX;
+
+impl<S: Copy + Eq + std::hash::Hash> Door<S> {
+    pub(super) fn query(&mut self, stream: S, request: u64, query: Query, backend: &mut impl Backend<S>) {
+        let shard_count = self.config.shard_map.shard_count;
+        let Some(state) = self.streams.get_mut(&stream) else { return };
+        let answer_size_bytes = query.answer_size_bytes_max();
+        let awaited = state.answers_size_bytes + answer_size_bytes;
+        let is_full = awaited > AWAITED_SIZE_BYTES_MAX || state.out.len() >= ANSWERS_SIZE_BYTES_MAX;
+        if state.requests >= REQUESTS_MAX || is_full {
+            return self.send_error(stream, request, &too_many());
+        }
+        if query.shard().0 >= shard_count {
+            return match query {
+                // Such an event never was.
+                Query::Event { .. } => {
+                    let answer = QueryAnswer::Event(None);
+                    self.send(stream, &Frame::QueryReply { request, answer });
+                }
+            };
+        }
+        state.requests += 1;
+        state.answers_size_bytes = awaited;
+        let waiting = Waiting::Query { stream, request, answer_size_bytes };
+        let ticket = self.waiting.insert(waiting) as u64;
+        backend.query(ticket, query);
+    }
+
+    /// The answer to a question.
+    pub fn answered(&mut self, ticket: u64, answer: QueryAnswer) {
+        self.query_answered(ticket, Ok(answer));
+    }
+
+    pub(super) fn query_answered(&mut self, ticket: u64, answer: Result<QueryAnswer, &Refusal>) {
+        let Some(&Waiting::Query { stream, request, answer_size_bytes }) = self.waiting.get(ticket as usize)
+        else {
+            return;
+        };
+        self.waiting.remove(ticket as usize);
+        let Some(state) = self.streams.get_mut(&stream) else { return };
+        state.requests -= 1;
+        state.answers_size_bytes -= answer_size_bytes;
+        match answer {
+            Ok(answer) => self.send(stream, &Frame::QueryReply { request, answer }),
+            Err(refusal) => self.send_error(stream, request, refusal),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Reading what is pending: questions to a shard and their answers, owned, because they are few and travel between cores.
+
+use super::Fixed;
+use super::items::{TaskState, fixed_size, put, u16_at, u32_at, u64_at};
+use crate::{EVENT_SIZE_BYTES_MAX, EventId, ShardId, SubscriptionId, TopicId, WallMs};
+
+/// Most tasks that the answer about one event tells of.
+pub const TASK_INFO_COUNT_MAX: usize = 128;
+
+/// A question to one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// What is known of an event.
+    Event {
+        /// Which.
+        event: EventId,
+        /// Whether its bytes are wanted, too.
+        peek: bool,
+    },
+}
+
+impl Query {
+    /// Who can answer.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        match self {
+            Query::Event { event, .. } => event.shard,
+        }
+    }
+
+    /// Bytes that the answer's frame has at most, about.
+    #[must_use]
+    pub fn answer_size_bytes_max(&self) -> usize {
+        match self {
+            Query::Event { peek, .. } => {
+                let bytes = if *peek { EVENT_SIZE_BYTES_MAX } else { 0 };
+                256 + TASK_INFO_COUNT_MAX * size_of::<<TaskInfo as Fixed>::Bytes>() + bytes
+            }
+        }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueryAnswer {
+    /// To [`Query::Event`]; nothing where the event never was, or has ended.
+    Event(Option<Box<EventDetail>>),
+}
+
+impl QueryAnswer {
+    /// Bytes on the heap, about.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            QueryAnswer::Event(None) => 0,
+            QueryAnswer::Event(Some(detail)) => {
+                let bytes = detail.bytes.as_ref().map_or(0, Vec::len);
+                size_of::<EventDetail>() + detail.tasks.len() * size_of::<TaskInfo>() + bytes
+            }
+        }
+    }
+}
+
+/// Where a pending event is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum EventPlace {
+    /// In memory and in the log.
+    Memory = 1,
+    /// In a run on the disk, until its time comes near.
+    Run = 2,
+}
+
+impl EventPlace {
+    /// Reads the wire's code.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Memory),
+            2 => Some(Self::Run),
+            _ => None,
+        }
+    }
+}
+
+/// A pending event, as far as every answer about one says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventInfo {
+    /// Its id.
+    pub id: EventId,
+    /// When it is due: as its id says, or when it was accepted where that is later.
+    pub due: WallMs,
+    /// Its topic.
+    pub topic: TopicId,
+    /// Bytes of the event with their padding.
+    pub size_bytes: u32,
+    /// `Scheduled` before it is due; then `Backoff` while one of its tasks waits for its next attempt, else `Ready`.
+    pub state: TaskState,
+    /// Where it is kept.
+    pub place: EventPlace,
+}
+
+impl Fixed for EventInfo {
+    fixed_size!(40);
+
+    fn from_wire(bytes: &[u8; 40]) -> Option<Self> {
+        let (id, _) = bytes.split_first_chunk()?;
+        (u16_at(bytes, 34) == 0 && u32_at(bytes, 36) == 0).then_some(())?;
+        Some(EventInfo {
+            id: EventId::from_bytes(*id)?,
+            due: WallMs(u64_at(bytes, 16)),
+            topic: TopicId(u32_at(bytes, 24)),
+            size_bytes: u32_at(bytes, 28),
+            state: TaskState::from_code(bytes[32])?,
+            place: EventPlace::from_code(bytes[33])?,
+        })
+    }
+
+    fn to_wire(self) -> [u8; 40] {
+        let mut out = [0; 40];
+        put(&mut out, 0, self.id.to_bytes());
+        put(&mut out, 16, self.due.0.to_le_bytes());
+        put(&mut out, 24, self.topic.0.to_le_bytes());
+        put(&mut out, 28, self.size_bytes.to_le_bytes());
+        (out[32], out[33]) = (self.state as u8, self.place as u8);
+        out
+    }
+}
+
+/// What the log has of one task of a pending event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskInfo {
+    /// The subscription.
+    pub subscription: SubscriptionId,
+    /// Attempts that have failed.
+    pub attempt: u16,
+    /// Of these, attempts that do not count against `max_attempts`.
+    pub excused: u16,
+    /// When the next attempt may begin; 0 for at once.
+    pub next_due: WallMs,
+    /// Whether the task has ended.
+    pub done: bool,
+}
+
+impl Fixed for TaskInfo {
+    fixed_size!(24);
+
+    fn from_wire(bytes: &[u8; 24]) -> Option<Self> {
+        let is_padded = bytes[17] == 0 && u16_at(bytes, 18) == 0 && u32_at(bytes, 20) == 0;
+        (is_padded && bytes[16] <= 1).then(|| TaskInfo {
+            next_due: WallMs(u64_at(bytes, 0)),
+            subscription: SubscriptionId(u32_at(bytes, 8)),
+            attempt: u16_at(bytes, 12),
+            excused: u16_at(bytes, 14),
+            done: bytes[16] == 1,
+        })
+    }
+
+    fn to_wire(self) -> [u8; 24] {
+        let mut out = [0; 24];
+        put(&mut out, 0, self.next_due.0.to_le_bytes());
+        put(&mut out, 8, self.subscription.0.to_le_bytes());
+        put(&mut out, 12, self.attempt.to_le_bytes());
+        put(&mut out, 14, self.excused.to_le_bytes());
+        out[16] = u8::from(self.done);
+        out
+    }
+}
+
+/// All that is known of one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventDetail {
+    /// What every answer says.
+    pub info: EventInfo,
+    /// Its tasks with a history, at most [`TASK_INFO_COUNT_MAX`] of them: each has failed an attempt, or has ended.
+    pub tasks: Vec<TaskInfo>,
+    /// How many tasks have one.
+    pub task_count: u32,
+    /// Its bytes with their padding, where they were asked for.
+    pub bytes: Option<Vec<u8>>,
+}
