@@ -86,6 +86,17 @@ pub enum Message {
         /// Wall time before which it must not be dispatched again; 0 for none.
         next_due: WallMs,
     },
+    /// To a subscription's owner: the ttl of an event has passed, and its task ends unless an attempt is out.
+    Expire {
+        /// The subscription.
+        subscription: SubscriptionId,
+        /// The event's shard.
+        shard: ShardId,
+        /// The event.
+        sequence: Sequence,
+        /// An attempt that was decided and did not leave.
+        unsent: Option<Tag>,
+    },
     /// To the event's shard: push it to this session.
     Dispatch(Push),
     /// To the event's shard: the task ended.
@@ -173,6 +184,8 @@ pub struct Push {
     pub attempt: u16,
     /// Time for a result, from now.
     pub deadline_ms: u32,
+    /// Whether the event has a ttl, which its shard looks at before the push leaves.
+    pub expires: bool,
 }
 
 /// An answer to a door.

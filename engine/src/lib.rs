@@ -26,4 +26,6 @@ pub mod wheel;
 
 pub use effects::{AdminRequest, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket};
 pub use registry::{Registry, Subscription, Topic, owner_of};
-pub use shard::{ApplyError, Deadline, PendingEvent, Shard, ShardConfig, ShardStats, newest_control};
+pub use shard::{
+    ApplyError, Deadline, PendingEvent, Shard, ShardConfig, ShardStats, Undelivered, newest_control,
+};

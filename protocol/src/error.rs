@@ -61,6 +61,8 @@ codes! {
     DelayTooLong = 22, "DELAY_TOO_LONG", false;
     /// The event carries an attribute that this version does not implement.
     UnsupportedAttribute = 23, "UNSUPPORTED_ATTRIBUTE", false;
+    /// The event's ttl had passed when it came, so that it could never be delivered.
+    AlreadyExpired = 24, "ALREADY_EXPIRED", false;
     /// A quota, memory or disk limit is reached: publish again after the stated time.
     ResourceExhausted = 30, "RESOURCE_EXHAUSTED", true;
     /// The node is draining, or the shard stopped: publish to it again once it is back.

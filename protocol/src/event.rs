@@ -29,7 +29,12 @@ pub const KEY_SIZE_BYTES_MAX: usize = 255;
 pub const FLAG_TIME_IS_DELAY: u8 = 1 << 0;
 /// Set exactly where the attributes hold an ordering key.
 pub const FLAG_ORDERING_KEY: u8 = 1 << 1;
-const FLAGS_KNOWN: u8 = FLAG_TIME_IS_DELAY | FLAG_ORDERING_KEY;
+/// Set exactly where the attributes hold a ttl.
+pub const FLAG_TTL: u8 = 1 << 2;
+const FLAGS_KNOWN: u8 = FLAG_TIME_IS_DELAY | FLAG_ORDERING_KEY | FLAG_TTL;
+
+/// Longest ttl, in ms: ten years, as the longest delay.
+pub const TTL_MS_MAX: u64 = DELAY_MS_MAX;
 
 /// Tags of attributes. Numbers from 32 are reserved for attributes of later versions, which this one refuses.
 pub mod tag {
@@ -49,6 +54,8 @@ pub mod tag {
     pub const DATA_SCHEMA: u8 = 7;
     /// Events of one key are delivered one at a time, by `(schedule_time, sequence)`.
     pub const ORDERING_KEY: u8 = 16;
+    /// How long after its `schedule_time` the event is worth delivering: 8 bytes, little-endian, in ms.
+    pub const TTL: u8 = 17;
     /// CloudEvents extension attribute: `name`, a zero byte, `value`. The only tag that may repeat.
     pub const EXTENSION: u8 = 31;
 }
@@ -80,6 +87,12 @@ pub enum EventError {
     /// Due more than ten years after acceptance.
     #[error("the due time is more than 10 years ahead, which is the limit")]
     DelayTooLong,
+    /// A ttl that is not 8 bytes, or outside 1 ms to [`TTL_MS_MAX`].
+    #[error("the ttl must be from 1 ms to 10 years")]
+    Ttl,
+    /// Its ttl had passed when it came.
+    #[error("the event has expired: its ttl, counted from its schedule_time, has passed")]
+    AlreadyExpired,
 }
 
 impl EventError {
@@ -87,9 +100,10 @@ impl EventError {
     #[must_use]
     pub fn code(self) -> ErrorCode {
         match self {
-            Self::Truncated | Self::Header | Self::Attributes | Self::TooLong(_) | Self::NoId => {
+            Self::Truncated | Self::Header | Self::Attributes | Self::TooLong(_) | Self::NoId | Self::Ttl => {
                 ErrorCode::MalformedEvent
             }
+            Self::AlreadyExpired => ErrorCode::AlreadyExpired,
             Self::TooLarge => ErrorCode::EventTooLarge,
             Self::UnsupportedAttribute(_) => ErrorCode::UnsupportedAttribute,
             Self::DelayTooLong => ErrorCode::DelayTooLong,
@@ -108,6 +122,12 @@ pub struct EventView<'a> {
 #[must_use]
 pub fn padded_len(len: usize) -> usize {
     (len + 7) & !7
+}
+
+/// Whether an event that [`EventView::parse`] accepted before has a ttl: a look at one bit.
+#[must_use]
+pub fn has_ttl(event: &[u8]) -> bool {
+    event.get(5).is_some_and(|flags| flags & FLAG_TTL != 0)
 }
 
 /// Length stated by an event's header, padding not included. `None` where fewer than 4 bytes are there.
@@ -160,7 +180,7 @@ impl<'a> EventView<'a> {
     fn verify_attributes(&self, flags: u8) -> Result<(), EventError> {
         let mut last = 0;
         let mut walk = self.attributes();
-        let mut keyed = false;
+        let (mut keyed, mut expires) = (false, false);
         for (tag, value) in walk.by_ref() {
             if tag < last || (tag == last && tag != tag::EXTENSION) || tag == 0 {
                 return Err(EventError::Attributes);
@@ -173,6 +193,10 @@ impl<'a> EventView<'a> {
                 tag::ID => check_key("id", value)?,
                 tag::SOURCE => check_key("source", value)?,
                 tag::ORDERING_KEY => check_key("ordering key", value)?,
+                tag::TTL => {
+                    expires = true;
+                    ttl_of(value).filter(|ms| (1..=TTL_MS_MAX).contains(ms)).ok_or(EventError::Ttl)?;
+                }
                 tag::TYPE
                 | tag::SUBJECT
                 | tag::TIME
@@ -186,7 +210,7 @@ impl<'a> EventView<'a> {
             }
             if tag == tag::ORDERING_KEY {
                 keyed = true;
-            } else if std::str::from_utf8(value).is_err() {
+            } else if tag != tag::TTL && std::str::from_utf8(value).is_err() {
                 return Err(EventError::Attributes);
             }
             if tag == tag::EXTENSION && !is_extension(value) {
@@ -199,7 +223,7 @@ impl<'a> EventView<'a> {
         if last == 0 {
             return Err(EventError::NoId);
         }
-        if keyed != (flags & FLAG_ORDERING_KEY != 0) {
+        if keyed != (flags & FLAG_ORDERING_KEY != 0) || expires != (flags & FLAG_TTL != 0) {
             return Err(EventError::Header);
         }
         Ok(())
@@ -241,6 +265,32 @@ impl<'a> EventView<'a> {
         (self.flags() & FLAG_TIME_IS_DELAY == 0).then(|| WallMs(self.time_ms()))
     }
 
+    /// Says whether the event can still be delivered when it is accepted at `accepted`.
+    ///
+    /// # Errors
+    /// Those of [`EventView::schedule_time`], and [`EventError::AlreadyExpired`].
+    pub fn check_times(&self, accepted: WallMs) -> Result<(), EventError> {
+        let due = self.schedule_time(accepted)?;
+        let has_expired = self.expire_time(due).is_some_and(|expiry| expiry <= accepted);
+        if has_expired { Err(EventError::AlreadyExpired) } else { Ok(()) }
+    }
+
+    /// From this moment on the event is not delivered any more; `None` where it never expires. The ttl counts from the
+    /// due time that the event states, or from `due`, its effective due time, where it stated a delay.
+    #[must_use]
+    pub fn expire_time(&self, due: WallMs) -> Option<WallMs> {
+        self.ttl_ms().map(|ttl_ms| self.stated_time().unwrap_or(due).plus_ms(ttl_ms))
+    }
+
+    /// The ttl in ms, where there is one.
+    #[must_use]
+    pub fn ttl_ms(&self) -> Option<u64> {
+        if self.flags() & FLAG_TTL == 0 {
+            return None;
+        }
+        self.attribute(tag::TTL).and_then(ttl_of)
+    }
+
     /// The attributes in the order of their tags.
     #[must_use]
     pub fn attributes(&self) -> Attributes<'a> {
@@ -279,6 +329,10 @@ impl<'a> EventView<'a> {
     pub fn data(&self) -> &'a [u8] {
         &self.bytes[HEADER_SIZE_BYTES + self.attributes_len..]
     }
+}
+
+fn ttl_of(value: &[u8]) -> Option<u64> {
+    value.try_into().ok().map(u64::from_le_bytes)
 }
 
 fn is_extension(value: &[u8]) -> bool {
@@ -347,6 +401,8 @@ pub struct EventSpec<'a> {
     pub data_schema: &'a str,
     /// Ordering key, at most 255 bytes; empty for none.
     pub ordering_key: &'a [u8],
+    /// How long after its due time the event is worth delivering, in ms, up to [`TTL_MS_MAX`]; 0 for always.
+    pub ttl_ms: u64,
     /// CloudEvents extension attributes, name and value.
     pub extensions: &'a [(&'a str, &'a str)],
     /// The payload.
@@ -367,6 +423,7 @@ impl<'a> EventSpec<'a> {
             data_content_type: "",
             data_schema: "",
             ordering_key: &[],
+            ttl_ms: 0,
             extensions: &[],
             data,
         }
@@ -397,6 +454,9 @@ impl<'a> EventSpec<'a> {
         if !self.ordering_key.is_empty() {
             flags |= FLAG_ORDERING_KEY;
         }
+        if self.ttl_ms > 0 {
+            flags |= FLAG_TTL;
+        }
         // Before the attributes as a whole are too long.
         check_key("id", self.id.as_bytes())?;
         check_key("source", self.source.as_bytes())?;
@@ -415,6 +475,9 @@ impl<'a> EventSpec<'a> {
             put_attribute(out, tag, &[text.as_bytes()])?;
         }
         put_attribute(out, tag::ORDERING_KEY, &[self.ordering_key])?;
+        if self.ttl_ms > 0 {
+            put_attribute(out, tag::TTL, &[&self.ttl_ms.to_le_bytes()])?;
+        }
         for (name, value) in self.extensions {
             put_attribute(out, tag::EXTENSION, &[name.as_bytes(), &[0], value.as_bytes()])?;
         }
@@ -477,6 +540,7 @@ mod tests {
             type_: "order.created",
             subject: &long,
             ordering_key: b"\xff\x00key",
+            ttl_ms: 60_000,
             extensions: &[("traceparent", "00-ab"), ("zone", "a")],
             ..EventSpec::new(Due::After(1_500), "id-1", b"payload")
         };
@@ -490,6 +554,35 @@ mod tests {
         assert_eq!(view.attributes().filter(|(t, _)| *t == tag::EXTENSION).count(), 2);
         assert_eq!(view.data(), b"payload");
         assert_eq!(view.schedule_time(WallMs(1_000)), Ok(WallMs(2_500)));
+        assert_eq!(view.expire_time(WallMs(2_500)), Some(WallMs(62_500)));
+        assert!(has_ttl(&bytes));
+    }
+
+    #[test]
+    fn a_ttl_counts_from_the_stated_due_time_and_is_refused_once_it_has_passed() {
+        let spec = EventSpec { ttl_ms: 10, ..EventSpec::new(Due::At(WallMs(1_000)), "a", b"") };
+        let bytes = encoded(&spec);
+        let (view, _) = EventView::parse(&bytes).expect("parses");
+        assert_eq!(view.expire_time(WallMs(1_005)), Some(WallMs(1_010)), "whenever it was accepted");
+        assert_eq!(view.check_times(WallMs(1_009)), Ok(()));
+        assert_eq!(view.check_times(WallMs(1_010)), Err(EventError::AlreadyExpired));
+        let bytes = encoded(&EventSpec::new(Due::At(WallMs(0)), "a", b""));
+        let (view, _) = EventView::parse(&bytes).expect("parses");
+        assert_eq!((view.expire_time(WallMs(5)), view.check_times(WallMs(5))), (None, Ok(())));
+    }
+
+    #[test]
+    fn a_ttl_lies_between_a_millisecond_and_ten_years() {
+        let spec = |ttl_ms| EventSpec { ttl_ms, ..EventSpec::new(Due::After(0), "a", b"") };
+        assert!(spec(TTL_MS_MAX).encode(&mut Vec::new()).is_ok());
+        assert_eq!(spec(TTL_MS_MAX + 1).encode(&mut Vec::new()), Err(EventError::Ttl));
+        let mut bytes = encoded(&spec(1));
+        let at = bytes.iter().position(|byte| *byte == tag::TTL).expect("a ttl") + 2;
+        bytes[at] = 0;
+        assert_eq!(EventView::parse(&bytes).map(|_| ()), Err(EventError::Ttl));
+        bytes[at] = 1;
+        bytes[5] = FLAG_TIME_IS_DELAY;
+        assert_eq!(EventView::parse(&bytes).map(|_| ()), Err(EventError::Header), "a ttl without its flag");
     }
 
     #[test]

@@ -42,17 +42,20 @@ pub enum Outcome {
     Cancelled = 5,
     /// The subscription was deleted while the task waited.
     SubscriptionDeleted = 6,
+    /// The event's ttl passed before the task was done.
+    Expired = 7,
 }
 
 impl Outcome {
     /// All outcomes, for tables and exhaustive tests.
-    pub const ALL: [Outcome; 6] = [
+    pub const ALL: [Outcome; 7] = [
         Outcome::Succeeded,
         Outcome::FailedPermanently,
         Outcome::AttemptsExhausted,
         Outcome::Unmatched,
         Outcome::Cancelled,
         Outcome::SubscriptionDeleted,
+        Outcome::Expired,
     ];
 
     /// Reads the log's code.

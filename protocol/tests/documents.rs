@@ -175,6 +175,7 @@ fn the_documented_limits_are_those_of_the_code() {
         ("NAME_SIZE_BYTES_MAX", settings::NAME_SIZE_BYTES_MAX as u64),
         ("SHARD_COUNT_MAX", ids::SHARD_COUNT_MAX.into()),
         ("DELAY_MS_MAX", escapement_protocol::DELAY_MS_MAX),
+        ("TTL_MS_MAX", event::TTL_MS_MAX),
     ]
     .into();
     let documented = tables(WIRE);

@@ -1,9 +1,9 @@
 //! How an attempt ends: by its result, by its deadline, or with its host.
 
-use escapement_protocol::{AttemptResult, MonoNs, Outcome, Tag};
+use escapement_protocol::{AttemptResult, MonoNs, Outcome, Sequence, ShardId, SubscriptionId, Tag};
 
 use crate::timers::Timer;
-use crate::{Decision, EXCUSED_ATTEMPTS_MAX, Router, SessionId, subscription_mut};
+use crate::{Decision, EXCUSED_ATTEMPTS_MAX, Router, SessionId, TaskRef, Withdrawn, subscription_mut};
 
 impl Router {
     /// Takes the result of an attempt. A retryable failure may ask for a longer delay than the backoff's
@@ -36,6 +36,30 @@ impl Router {
             AttemptResult::RetryableFailure => self.retry(now, index, retry_after_ms),
         }
         true
+    }
+
+    /// The event's ttl has passed: a task of it that waits completes as [`Outcome::Expired`], and so does one whose
+    /// attempt, named by `unsent`, was decided and never left. Any other attempt goes on; where it fails, the event's
+    /// shard asks again.
+    pub fn expire_task(
+        &mut self,
+        now: MonoNs,
+        id: SubscriptionId,
+        (shard, sequence): (ShardId, Sequence),
+        unsent: Option<Tag>,
+    ) {
+        let is_it = |task: &TaskRef| (task.shard, task.sequence) == (shard, sequence);
+        let unsent = unsent.and_then(|tag| self.pool.running(tag));
+        if let Some(index) = unsent.filter(|index| is_it(&self.pool[*index].task)) {
+            self.end_attempt(index);
+            return self.complete(now, index, Outcome::Expired);
+        }
+        let task = TaskRef { shard, sequence, ..TaskRef::default() };
+        if self.withdraw(id, shard, sequence) == Withdrawn::Removed {
+            let Some(&at) = self.by_id.get(&id) else { return };
+            self.subscription(at).completed += 1;
+            self.decided.push(Decision::Complete { subscription: id, task, outcome: Outcome::Expired });
+        }
     }
 
     /// Ends what reached its deadline. At most `budget` attempts; true where more are left.

@@ -20,6 +20,8 @@ pub struct TaskRef {
     pub attempt: u16,
     /// Of these, attempts that don't count against `max_attempts`: cut off with their host or their node.
     pub excused: u16,
+    /// Whether the event has a ttl: its shard looks whether that has passed before an attempt leaves.
+    pub expires: bool,
     /// The event's topic.
     pub topic: TopicId,
     /// Bytes that a push of this task takes of a session's credit.

@@ -50,6 +50,33 @@ fn run(router: &mut Router, now: MonoNs) -> Vec<Decision> {
     out
 }
 
+fn expired(decisions: &[Decision]) -> Vec<u64> {
+    let expired = decisions.iter().filter_map(|decision| match decision {
+        Decision::Complete { task, outcome: Outcome::Expired, .. } => Some(task.sequence.0),
+        _ => None,
+    });
+    expired.collect()
+}
+
+#[test]
+fn an_expired_task_ends_where_it_waits_and_where_its_attempt_never_left() {
+    let mut router = router(1);
+    router.attach(at_ms(0), ID, SessionId(1), CREDIT, &[]).expect("known");
+    offer(&mut router, 1..4, 0);
+    let (_, _, tag, _) = dispatches(&run(&mut router, at_ms(0)))[0];
+    let shard = ShardId(0);
+    router.expire_task(at_ms(1), ID, (shard, Sequence(3)), None);
+    router.expire_task(at_ms(1), ID, (shard, Sequence(1)), None);
+    assert_eq!(expired(&run(&mut router, at_ms(1))), [3], "the first one's attempt goes on");
+    router.expire_task(at_ms(2), ID, (shard, Sequence(1)), Some(tag));
+    let decided = run(&mut router, at_ms(2));
+    assert_eq!(expired(&decided), [1]);
+    assert_eq!(dispatches(&decided)[0].0, 2, "its slot is free");
+    router.expire_task(at_ms(2), ID, (shard, Sequence(1)), Some(tag));
+    assert_eq!(run(&mut router, at_ms(2)), [], "a stale tag names nothing");
+    assert_eq!((router.tasks(), router.stats(ID).expect("known").completed), (1, 2));
+}
+
 /// Sequence, session, tag and attempt of each dispatch.
 fn dispatches(decisions: &[Decision]) -> Vec<(u64, SessionId, Tag, u16)> {
     let dispatch = |decision: &Decision| match *decision {

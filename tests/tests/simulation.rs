@@ -160,4 +160,5 @@ found! {
     a_write_to_a_run_that_is_lost_is_noticed: RunWriteLost within 30;
     runs_that_recovery_does_not_find_are_noticed: RunsForgotten within 180;
     answers_on_another_stream_are_noticed: AnswersAstray within 10;
+    a_clock_that_lags_behind_expiries_is_noticed: ClockStale within 60;
 }

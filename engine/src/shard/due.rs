@@ -1,10 +1,11 @@
 //! What happens at an event's due time: matching, routing, pushing, ending.
 
-use escapement_protocol::event::FLAG_ORDERING_KEY;
+use escapement_protocol::event::{FLAG_ORDERING_KEY, has_ttl};
 use escapement_protocol::{EventView, MonoNs, Now, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 use escapement_router::{Decision, TaskRef};
 
 use super::apply::{Change, Progressed};
+use super::expiry::expire_time;
 use super::publish::TASK_SIZE_BYTES;
 use super::{Durable, Ended, Shard, Volatile};
 use crate::effects::{Effects, Message, Push};
@@ -88,6 +89,15 @@ impl Shard {
             if count > 1 {
                 volatile.fanout.insert(sequence, count as u32);
             }
+            if task.expires
+                && let Some(expiry) = expire_time(event, entry.due)
+            {
+                if expiry <= now.wall {
+                    open().for_each(|(id, _)| volatile.end_task(*id, sequence, Outcome::Expired));
+                    continue;
+                }
+                volatile.expiries.insert(Tick(expiry.0), sequence.0);
+            }
             for (id, owner) in open() {
                 let (task, next_due) = match of(*id) {
                     Some(past) => {
@@ -118,8 +128,8 @@ impl Shard {
         for decision in decisions.drain(..) {
             match decision {
                 Decision::Dispatch { subscription, session, tag, task, attempt, deadline_ms } => {
-                    let push =
-                        Push { session, subscription, tag, sequence: task.sequence, attempt, deadline_ms };
+                    let TaskRef { sequence, expires, .. } = task;
+                    let push = Push { session, subscription, tag, sequence, attempt, deadline_ms, expires };
                     if task.shard == self.config.shard {
                         self.push(push, out);
                     } else {
@@ -152,6 +162,9 @@ impl Shard {
     }
 
     pub(super) fn push(&mut self, push: Push, out: &mut Effects) {
+        if push.expires && self.has_expired(push.sequence) {
+            return self.expire_task(push.subscription, push.sequence, Some(push.tag), out);
+        }
         self.volatile.stats.dispatched += 1;
         out.pushes.push(push);
     }
@@ -200,6 +213,10 @@ impl Shard {
         out.log().attempt_failed(subscription, sequence, attempt, excused, next_due);
         let change = Change::Failed { attempt, excused, next_due };
         self.volatile.progressed.push_back(Progressed { sequence, subscription, change });
+        // The attempt was out when the event expired: there is no further one.
+        if self.has_expired(sequence) {
+            self.expire_task(subscription, sequence, None, out);
+        }
     }
 }
 
@@ -232,6 +249,10 @@ impl Volatile {
             self.open_tasks -= 1;
         }
         self.stats.completed += 1;
+        if outcome == Outcome::Expired {
+            self.stats.expired += 1;
+            self.undelivered.entry(subscription).or_default().expired += 1;
+        }
         self.ended.push(Ended { subscription, outcome, last, sequence });
     }
 }
@@ -264,5 +285,5 @@ fn task_ref(
     } else {
         0
     };
-    TaskRef { shard, sequence, due, size_bytes, topic, key, ..TaskRef::default() }
+    TaskRef { shard, sequence, due, size_bytes, topic, key, expires: has_ttl(event), ..TaskRef::default() }
 }

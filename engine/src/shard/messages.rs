@@ -11,12 +11,17 @@ impl Shard {
     pub(super) fn message(&mut self, message: Message, out: &mut Effects) {
         let now = self.volatile.now;
         match message {
-            Message::Offer { subscription, .. } | Message::Attach { subscription, .. }
+            Message::Offer { subscription, .. }
+            | Message::Attach { subscription, .. }
+            | Message::Expire { subscription, .. }
                 if self.durable.registry.subscription(subscription).is_none() =>
             {
                 self.volatile.early.push(message);
             }
             Message::Offer { subscription, task, next_due } => self.offer(subscription, task, next_due),
+            Message::Expire { subscription, shard, sequence, unsent } => {
+                self.router.expire_task(now.mono, subscription, (shard, sequence), unsent);
+            }
             Message::Dispatch(push) => self.push(push, out),
             Message::TaskDone { subscription, sequence, outcome } => {
                 self.volatile.end_task(subscription, sequence, outcome);
@@ -48,7 +53,9 @@ impl Shard {
     pub(super) fn take_early(&mut self, subscription: SubscriptionId, out: &mut Effects) {
         for early in std::mem::take(&mut self.volatile.early) {
             match early {
-                Message::Offer { subscription: of, .. } | Message::Attach { subscription: of, .. }
+                Message::Offer { subscription: of, .. }
+                | Message::Attach { subscription: of, .. }
+                | Message::Expire { subscription: of, .. }
                     if of == subscription =>
                 {
                     self.message(early, out);

@@ -5,6 +5,7 @@ mod check;
 mod control;
 mod copies;
 mod due;
+mod expiry;
 mod far;
 mod ledger;
 mod messages;
@@ -29,6 +30,7 @@ pub use apply::ApplyError;
 use apply::{ProgressMap, Progressed};
 pub use control::newest_control;
 use copies::Copies;
+pub use expiry::Undelivered;
 use far::Far;
 use ledger::{Ledger, Place};
 
@@ -76,6 +78,8 @@ pub struct ShardStats {
     pub dispatched: u64,
     /// Tasks ended since start.
     pub completed: u64,
+    /// Of these, tasks of events whose ttl had passed.
+    pub expired: u64,
     /// Bytes of payloads retained.
     pub payload_bytes: u64,
     /// Bytes of the index.
@@ -115,6 +119,10 @@ struct Volatile {
     now: Now,
     next_sequence: u64,
     wheel: Wheel,
+    /// When events expire whose tasks are with routers.
+    expiries: Wheel,
+    /// By subscription. Subscriptions are few, and never deleted.
+    undelivered: HashMap<SubscriptionId, Undelivered>,
     /// How far ahead of its time an event is kept in memory now, in ms.
     horizon_ms: u64,
     far: Far,
@@ -196,6 +204,8 @@ impl Shard {
                 now: Now::default(),
                 next_sequence: 1,
                 wheel: Wheel::new(Tick(0)),
+                expiries: Wheel::new(Tick(0)),
+                undelivered: HashMap::new(),
                 horizon_ms: config.horizon_ms,
                 far: Far::default(),
                 overdue: VecDeque::new(),
@@ -254,6 +264,7 @@ impl Shard {
         // What is overdue in runs comes to the wheel in pieces, and leaves it in order.
         let start = self.far_due().map_or(now.wall, |far| far.min(now.wall));
         self.volatile.wheel = Wheel::new(Tick(start.0.saturating_sub(1)));
+        self.volatile.expiries = Wheel::new(Tick(now.wall.0));
         let (mut overdue, mut later) = (Vec::new(), Vec::new());
         for (sequence, entry) in self.durable.table.iter() {
             if entry.due <= now.wall {
@@ -301,6 +312,7 @@ impl Shard {
     pub fn maintain(&mut self, now: Now, out: &mut Effects) {
         self.advance_clock(now);
         self.maintain_far(out);
+        self.expire_due(out);
         if !self.volatile.draining {
             self.fire_due(out);
         }
@@ -328,7 +340,11 @@ impl Shard {
         };
         // What ended after the turn's maintenance still wants to be logged.
         let mono = if self.is_logged() { self.router.next_deadline() } else { Some(self.volatile.now.mono) };
-        Deadline { wall: earliest(due, far_wall), mono: [mono, far_mono].into_iter().flatten().min() }
+        let expiry = self.volatile.expiries.next_due().map(|tick| WallMs(tick.0));
+        Deadline {
+            wall: earliest(earliest(due, far_wall), expiry),
+            mono: [mono, far_mono].into_iter().flatten().min(),
+        }
     }
 
     /// Whether everything that was decided has its record. What messages end between one maintenance and
@@ -400,7 +416,7 @@ impl Shard {
             far: self.durable.runs.pending(),
             run_bytes: self.durable.runs.size_bytes(),
             payload_bytes: self.durable.payloads.retained_bytes() as u64,
-            timers: self.volatile.wheel.len() as u64,
+            timers: (self.volatile.wheel.len() + self.volatile.expiries.len()) as u64,
             index_bytes: self.index_bytes() as u64,
             ..self.volatile.stats
         }

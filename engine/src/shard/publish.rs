@@ -197,6 +197,7 @@ impl Shard {
     pub(super) fn index_bytes(&self) -> usize {
         self.durable.table.memory_bytes()
             + self.volatile.wheel.memory_bytes()
+            + self.volatile.expiries.memory_bytes()
             + self.durable.runs.memory_bytes()
     }
 

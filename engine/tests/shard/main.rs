@@ -9,3 +9,4 @@ mod refusals;
 mod replay;
 mod rewrite;
 mod rig;
+mod ttl;

@@ -212,7 +212,7 @@ fn verify(now: Now, topic: TopicId, event: &[u8], shard_count: u16) -> Result<Sh
     if taken != event.len() {
         return Err(ErrorCode::MalformedEvent);
     }
-    view.schedule_time(now.wall).map_err(|error| error.code())?;
+    view.check_times(now.wall).map_err(|error| error.code())?;
     if shard_count == 1 {
         return Ok(ShardId(0));
     }

@@ -24,6 +24,7 @@ The event is durable when the command prints its id. Without --delay and --at it
 Examples:
   escapement publish --topic mail --delay 30m --data 'remind me'
   escapement publish --topic mail --at 2031-05-17T08:30:00+02:00 --data-file letter.json
+  escapement publish --topic mail --delay 30m --ttl 5m --data 'only worth it in time'
   escapement publish --topic orders --delay 2s --key customer-7 --id order-19 --data '{}'";
 
 /// Arguments of `publish`.
@@ -39,6 +40,9 @@ pub(super) struct PublishArgs {
     /// Due at this moment: RFC 3339 as in 2031-05-17T08:30:00Z, or milliseconds since 1970
     #[arg(long, value_name = "MOMENT")]
     at: Option<Moment>,
+    /// No attempt begins this long after the due time or later: what is not done then expires
+    #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
+    ttl: Option<Duration>,
     /// The event's data
     #[arg(long, value_name = "TEXT", conflicts_with = "data_file")]
     data: Option<String>,
@@ -87,6 +91,7 @@ pub(super) fn run(args: &PublishArgs, out: &Output) -> Result<(), Failure> {
         type_: &type_,
         data_content_type: &content_type,
         ordering_key: key.as_bytes(),
+        ttl_ms: args.ttl.map_or(0, whole_ms),
         ..EventSpec::new(due, &id, &data)
     };
     let (receipt, default_source) = args.connect.run(async |client| {
@@ -123,6 +128,15 @@ fn read_data(path: &Path) -> Result<Vec<u8>, Failure> {
     read().map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))
 }
 
+/// A ttl of nothing would mean no ttl.
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = parse_duration(text).map_err(|error| error.to_string())?;
+    if ttl.is_zero() {
+        return Err("a ttl is at least 1 ms; leave it out for an event that never expires".into());
+    }
+    Ok(ttl)
+}
+
 /// Rounded up: an event is never due before what was asked for.
 fn whole_ms(delay: Duration) -> u64 {
     u64::try_from(delay.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
@@ -148,6 +162,12 @@ mod tests {
         assert_eq!(whole_ms(Duration::from_micros(1)), 1);
         assert_eq!(whole_ms(Duration::from_millis(2_000)), 2_000);
         assert_eq!(whole_ms(Duration::from_micros(2_001)), 3);
+    }
+
+    #[test]
+    fn a_ttl_of_nothing_is_refused() {
+        assert_eq!(parse_ttl("5m"), Ok(Duration::from_secs(300)));
+        assert!(parse_ttl("0s").is_err_and(|error| error.contains("never expires")));
     }
 
     #[test]

@@ -217,6 +217,7 @@ impl Pair {
                         shard: ShardId(0),
                         attempt,
                         excused: attempt / 2,
+                        expires: false,
                         topic: TopicId(1),
                         size_bytes,
                         sequence: Sequence(self.sequence),

@@ -21,6 +21,7 @@ pub fn event_parse(input: &[u8]) {
     for accepted in [WallMs(0), WallMs(1_700_000_000_000), WallMs(u64::MAX)] {
         if let Ok(due) = view.schedule_time(accepted) {
             assert!(due.0 <= accepted.0.saturating_add(DELAY_MS_MAX));
+            assert!(view.expire_time(due).is_none_or(|expiry| Some(expiry) > view.stated_time()));
         }
     }
     assert_eq!(encoded_again(&view), input[..taken], "an event has one encoding");
@@ -42,6 +43,7 @@ fn encoded_again(view: &EventView<'_>) -> Vec<u8> {
         data_content_type: text(tag::DATA_CONTENT_TYPE),
         data_schema: text(tag::DATA_SCHEMA),
         ordering_key: view.ordering_key(),
+        ttl_ms: view.ttl_ms().unwrap_or(0),
         extensions: &extensions,
         ..EventSpec::new(stated_due(view), text(tag::ID), view.data())
     };
@@ -90,6 +92,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
                 ..minimal
             }),
         ),
+        ("expiring", encoded(EventSpec { ttl_ms: 300_000, ordering_key: b"k", data: b"{}", ..minimal })),
         ("farthest-delay", encoded(EventSpec { due: Due::After(DELAY_MS_MAX), ..minimal })),
     ]
 }

@@ -54,11 +54,13 @@ pub enum Bug {
     RunsForgotten,
     /// Answers about what is pending leave on another stream of their connection.
     AnswersAstray,
+    /// Cores are given the wall clock as it was a while ago.
+    ClockStale,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 23] = [
+    pub const ALL: [Bug; 24] = [
         Bug::AckBeforeDurable,
         Bug::ClockAhead,
         Bug::RetryAfterError,
@@ -82,6 +84,7 @@ impl Bug {
         Bug::RunWriteLost,
         Bug::RunsForgotten,
         Bug::AnswersAstray,
+        Bug::ClockStale,
     ];
 
     /// The one with this name, as it is written here.

@@ -81,7 +81,7 @@ impl World {
         if self.options.bug == Some(Bug::ClockAhead) {
             wall.0 += 40;
         }
-        let most = WallMs(self.true_wall_ms().saturating_add_signed(self.clocks.most_ms));
+        let most = WallMs(self.latest_wall_ms() - 1);
         if wall > most {
             let what = format!("the node's clock says {wall}, and the machine's never said more than {most}");
             self.judge.breach(what);
@@ -95,6 +95,12 @@ impl World {
         let wall = (incarnation == self.incarnation).then(|| self.read_clock(&mut node).wall.0);
         self.node = Some(node);
         wall
+    }
+
+    /// The latest that a node's clock can have said so far.
+    pub(super) fn latest_wall_ms(&self) -> u64 {
+        // A thread that is stopped reads its clocks at moments that are some ms apart.
+        self.true_wall_ms().saturating_add_signed(self.clocks.most_ms) + 1
     }
 
     /// True time, in ms since the Unix epoch.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use escapement_loadgen::auditor::Place as LoadPlace;
 use escapement_loadgen::{Auditor, Pushed, Workload, WorkloadConfig};
 use escapement_protocol::frame::{Accepted, CancelVerdict, PushItem};
-use escapement_protocol::{EventId, EventView, Sequence, ShardId, WallMs};
+use escapement_protocol::{EventId, EventView, Outcome, Sequence, ShardId, WallMs};
 
 use super::plan::Plan;
 use attempts::{Attempts, Ended};
@@ -70,6 +70,8 @@ struct Place {
 #[derive(Clone, Debug)]
 struct Published {
     due_ms: u64,
+    /// From when on it is not delivered any more.
+    expiry_ms: Option<u64>,
     topic: usize,
     answered: bool,
     /// Subscriptions that existed, acknowledged, before it was sent.
@@ -117,6 +119,10 @@ pub(super) struct Judge {
     incarnation: u32,
     /// Latest moment of the node's clock that an acknowledgement names.
     newest_accepted_ms: u64,
+    /// The latest that a node's clock can have said so far.
+    latest_wall_ms: u64,
+    /// What the node's clock said in each turn of this start, and when, in ns.
+    walls: Vec<(u64, u64)>,
     pub(super) pushes: u64,
     breach: Option<String>,
 }
@@ -136,10 +142,28 @@ impl Judge {
             fresh_done: Vec::new(),
             incarnation: 0,
             newest_accepted_ms: 0,
+            latest_wall_ms: 0,
+            walls: Vec::new(),
             pushes: 0,
             breach: None,
             plan: plan.clone(),
         }
+    }
+
+    /// A core has its turn.
+    pub(super) fn turn(&mut self, now_ns: u64, wall_ms: u64) {
+        self.walls.push((now_ns, wall_ms));
+    }
+
+    /// The least that the node's clock can have said at a moment of this start.
+    fn wall_ms_at(&self, at_ns: u64) -> u64 {
+        let later = self.walls.partition_point(|(turn_ns, _)| *turn_ns <= at_ns);
+        later.checked_sub(1).map_or(0, |last| self.walls[last].1)
+    }
+
+    /// Time passes.
+    pub(super) fn clock(&mut self, latest_wall_ms: u64) {
+        self.latest_wall_ms = latest_wall_ms;
     }
 
     pub(super) fn breach(&mut self, what: String) {
@@ -175,7 +199,9 @@ impl Judge {
             .iter()
             .zip(&self.created)
             .map(|(s, created)| s.topic == topic && *created);
-        let published = Published { due_ms, topic, answered: false, owed: owed.collect() };
+        let ttl_ms = self.plan.ttl_ms(n);
+        let expiry_ms = (ttl_ms > 0).then_some(due_ms + ttl_ms);
+        let published = Published { due_ms, expiry_ms, topic, answered: false, owed: owed.collect() };
         self.events.insert(n, published);
     }
 
@@ -188,6 +214,11 @@ impl Judge {
 
     pub(super) fn due_ms(&self, n: u64) -> u64 {
         self.events[&n].due_ms
+    }
+
+    /// Whether a node can have found that an event's ttl had passed.
+    pub(super) fn may_have_expired(&self, n: u64) -> bool {
+        self.events[&n].expiry_ms.is_some_and(|expiry_ms| expiry_ms <= self.latest_wall_ms)
     }
 
     /// A receipt has arrived. `wall_ms` is the node's clock, where it is the same start of the node.
@@ -252,6 +283,12 @@ impl Judge {
             return self.breach(format!("event {n} was pushed under another key"));
         }
         let key = (item.shard, item.sequence);
+        if let Some(expiry_ms) = self.events[&n].expiry_ms
+            && self.wall_ms_at(push.decided_ns) >= expiry_ms
+        {
+            return self
+                .breach(format!("event {n} at {key:?} was pushed after it had expired at {expiry_ms}"));
+        }
         let incarnation = self.incarnation;
         let Some(place) = self.place(key, n) else { return };
         if place.cancel == Cancel::Cancelled {
@@ -290,6 +327,7 @@ impl Judge {
         let index = push.subscription;
         if let Some(held) = self.held.get(&(index, ordering_key))
             && *held != key
+            && !self.may_have_expired(self.places[held].n)
         {
             let what = format!("{key:?} passed {held:?}, which its key waits for");
             return self.breach(what);
@@ -395,6 +433,7 @@ impl Judge {
         self.incarnation = incarnation;
         self.attempts = Attempts::default();
         self.held.clear();
+        self.walls.clear();
         self.fresh_done.clear();
     }
 
@@ -436,6 +475,7 @@ impl Judge {
         let published = &self.events[&place.n];
         place.acked.is_some()
             && place.cancel == Cancel::No
+            && !self.may_have_expired(place.n)
             && self.open_tasks(place, published).next().is_some()
     }
 
@@ -464,6 +504,20 @@ impl Judge {
         }
         if let Some(what) = found {
             self.breach(what);
+        }
+    }
+
+    /// The log says that a task has ended undelivered, in a block of this time or an earlier one.
+    pub(super) fn ended(&mut self, key: Key, outcome: Outcome, at: WallMs) {
+        let Some(published) = self.places.get(&key).and_then(|place| self.events.get(&place.n)) else {
+            return;
+        };
+        let is_early = match outcome {
+            Outcome::Expired => published.expiry_ms.is_none_or(|expiry_ms| at.0 < expiry_ms),
+            _ => false,
+        };
+        if is_early {
+            self.breach(format!("{key:?} ended as {outcome:?} at {at} or before, which was too early"));
         }
     }
 

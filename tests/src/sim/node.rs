@@ -48,6 +48,8 @@ pub(super) struct SimCore {
 #[derive(Debug)]
 pub(super) struct Node {
     incarnation: u32,
+    /// What its clock said first.
+    pub(super) started_ms: u64,
     pub(super) clock: WallClock,
     pub(super) cores: Vec<SimCore>,
     /// Mail on its way, by sender and receiver, each with the moment it left.
@@ -62,6 +64,7 @@ impl Node {
     pub(super) fn new(incarnation: u32, clock: WallClock, _cores: u16) -> Node {
         Node {
             incarnation,
+            started_ms: 0,
             clock,
             cores: Vec::new(),
             mesh: BTreeMap::new(),
@@ -233,6 +236,7 @@ impl World {
             self.note(format_args!("drain"));
             node.draining_until_ns = Some(now_ns + DRAIN_NS_MAX);
             let now = self.read_clock(&mut node);
+            let now = self.told(&node, now);
             for core in &mut node.cores {
                 core.core.drain(now);
             }
@@ -277,6 +281,7 @@ impl World {
         let draining = node.draining_until_ns.is_some();
         let deadline = node.cores[usize::from(core)].core.next_deadline();
         let now = self.read_clock(&mut node);
+        let now = self.told(&node, now);
         let state = &node.cores[usize::from(core)];
         let unread_ns = Self::has_unread(state).then_some(0);
         let quic_ns = state.quic.as_ref().and_then(|quic| quic.next_ns());
@@ -294,9 +299,20 @@ impl World {
         }
     }
 
+    /// What the cores are told of the clock.
+    fn told(&self, node: &Node, mut now: Now) -> Now {
+        if self.options.bug == Some(Bug::ClockStale) {
+            // Never behind the moment at which its shards recovered.
+            now.wall.0 = now.wall.0.saturating_sub(700).max(node.started_ms);
+        }
+        now
+    }
+
     fn turn_of(&mut self, node: &mut Node, index: u16) -> Result<(), Crash> {
         let now = self.read_clock(node);
         let wall_ms = now.wall.0;
+        self.judge.turn(self.now_ns, wall_ms);
+        let now = self.told(node, now);
         let transit_ns = if self.plan.cores == 1 { 0 } else { 2 * node.transit_ns + TURN_NS_MAX };
         let state = &mut node.cores[usize::from(index)];
         self.take_datagrams(state, now)?;
@@ -617,6 +633,7 @@ impl World {
     fn stop(&mut self, node: &mut Node) {
         self.note(format_args!("stopped"));
         let now = self.read_clock(node);
+        let now = self.told(node, now);
         for state in &mut node.cores {
             self.close_all(state, now);
         }

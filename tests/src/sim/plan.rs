@@ -75,6 +75,8 @@ pub(super) struct Plan {
     pub(super) run_size_bytes: usize,
     /// Whether clients speak QUIC, over datagrams, or below it, over streams.
     pub(super) quic: bool,
+    /// Whether some events have a ttl.
+    pub(super) has_ttls: bool,
 }
 
 fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
@@ -82,6 +84,15 @@ fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
 }
 
 impl Plan {
+    /// The ttl of an event in ms; 0 for none.
+    pub(super) fn ttl_ms(&self, n: u64) -> u64 {
+        let mut own = Rng::new(n ^ 0x7474_6c73 ^ self.workload.config().seed.rotate_left(17));
+        if !self.has_ttls || own.one_in(3) {
+            return 0;
+        }
+        pick(&mut own, &[1, 40, 300, 2_000, 30_000])
+    }
+
     pub(super) fn draw(seed: u64, rng: &mut Rng) -> Plan {
         let shards = pick(rng, &[1, 1, 2, 3, 4]);
         let cores = (1 + rng.below(3) as u16).min(shards);
@@ -186,6 +197,7 @@ impl Plan {
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
             horizon_ms,
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),
+            has_ttls: matches!(seed % 7, 2 | 5),
             quic: seed % QUIC_ONE_IN == QUIC_ONE_IN - 1,
         }
     }

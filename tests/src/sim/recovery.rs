@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
+use escapement_engine::record::{Record, records};
 use escapement_engine::{Shard, ShardConfig, newest_control};
 use escapement_node::core::{Core, CoreConfig, core_of};
 use escapement_node::io::WallClock;
 use escapement_node::runs::{RunDirectory, remove_left_over};
-use escapement_protocol::{Epoch, Sequence, ShardId};
+use escapement_protocol::{Epoch, Outcome, Sequence, ShardId, WallMs};
 use escapement_router::Credit;
 use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
 use escapement_wal::memory::{Faults, MemDisk, Rng};
@@ -228,6 +229,7 @@ impl World {
                 faults.push(format!("its state at block {block} is not what it was before the crash"));
             }
         };
+        let mut ends: Vec<(Outcome, Sequence, WallMs)> = Vec::new();
         let mut last_data: Option<(u64, Vec<u8>)> = None;
         let mut take_in = |block: RecoveredBlock<'_>| {
             if at_crash.is_some_and(|(durable, _)| block.seq.0 > durable) {
@@ -235,6 +237,11 @@ impl World {
             }
             if block.kind == BlockKind::Data {
                 seen.push((block.seq.0, digest(block.records)));
+                for record in records(block.records).flatten() {
+                    if let Record::Completed { outcome: outcome @ Outcome::Expired, sequences, .. } = record {
+                        ends.extend(sequences.iter().map(|sequence| (outcome, sequence, block.leader_time)));
+                    }
+                }
             } else {
                 own_blocks.push(block.seq.0);
             }
@@ -298,6 +305,9 @@ impl World {
         }
         let is_pending = |sequence| state_shard.event(sequence).is_some() || far.contains(&sequence);
         self.judge.recovered(ShardId(shard), is_pending);
+        for (outcome, sequence, at) in ends {
+            self.judge.ended((ShardId(shard), sequence), outcome, at);
+        }
         if remove_left_over(&mut self.disks[usize::from(shard)].disk, &state_shard).is_err() {
             return Err(NoStart::Crashed);
         }
@@ -336,6 +346,7 @@ impl World {
     fn start(&mut self, recovered: Vec<Recovered>, clock: WallClock, real_ns: u64) {
         let mut node = Node::new(self.incarnation, clock, self.plan.cores);
         let now = self.read_clock_at(&mut node, real_ns);
+        node.started_ms = now.wall.0;
         let epochs: Vec<Option<Epoch>> =
             recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
         let (version, control) = newest_control(recovered.iter().map(|r| &r.shard));

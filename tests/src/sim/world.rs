@@ -201,6 +201,7 @@ impl World {
                 return Err((self.now_ns / NS_PER_MS, format!("nothing more happens: {}", self.owed())));
             };
             self.now_ns = entry.at_ns;
+            self.judge.clock(self.latest_wall_ms());
             if self.calm_since_ns.is_some_and(|since| self.now_ns > since + CALM_NS_MAX) {
                 return Err((self.now_ns / NS_PER_MS, format!("not delivered in time: {}", self.owed())));
             }
