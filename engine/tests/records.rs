@@ -12,7 +12,7 @@ use escapement_engine::record::{
     RunStatement, TaskProgress, WALL_MAX, effective_due, published_events, records,
 };
 use escapement_protocol::event::Due;
-use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings};
 use escapement_protocol::{EventSpec, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 const DOCUMENT: &str = include_str!("../../docs/formats/records-v1.md");
@@ -51,6 +51,7 @@ fn subscription_settings() -> SubscriptionSettings {
         max_backoff_ms: 60_000,
         max_doublings: 6,
         jitter_permille: 100,
+        misfire: Misfire::SpreadOver(600_000),
     }
 }
 
@@ -295,7 +296,7 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         ("Completed", &[3, 2, 7]),
         ("AttemptFailed", &[3, 1, 0, 7, 7_000]),
         ("Topic", &[2, 0, 5]),
-        ("Subscription", &[3, 2, 6, 10, 5, 6, 100, 20_000, 100, 60_000]),
+        ("Subscription", &[3, 2, 6, 10, 5, 6, 100, 20_000, 100, 60_000, 2, 0, 600_000]),
         ("Mark", &[42]),
         ("Run", &[7, 12, 5, 99, 1_000, 65_536]),
         ("Moved", &[7, 2, 3, 2, 7]),

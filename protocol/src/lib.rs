@@ -23,7 +23,7 @@ pub use error::ErrorCode;
 pub use event::{EventError, EventSpec, EventView};
 pub use frame::{Frame, FrameDecoder, FrameError, FrameKind, FrameWriter};
 pub use ids::{Epoch, EventId, Sequence, ShardId, SubscriptionId, TaskId, TopicId};
-pub use settings::{SettingsError, SubscriptionSettings, TopicSettings};
+pub use settings::{Misfire, SettingsError, SubscriptionSettings, TopicSettings};
 pub use task::{AttemptResult, Outcome, Tag};
 pub use time::{MonoNs, Now, WallMs};
 

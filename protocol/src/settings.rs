@@ -98,6 +98,48 @@ impl TopicSettings {
     }
 }
 
+/// What becomes of a subscription's tasks of events that became due while their shard did not serve: while the node was
+/// down or suspended, or when its clock was stepped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Misfire {
+    /// They are dispatched as soon as may be.
+    #[default]
+    Fire,
+    /// Where the event's due time is longer ago than this many ms when it is matched, the task ends undelivered.
+    SkipOlderThan(u64),
+    /// They are dispatched evenly over this many ms from when the shard serves again, in order.
+    SpreadOver(u64),
+}
+
+/// Longest time of [`Misfire::SkipOlderThan`], in ms: ten years, as the longest delay.
+pub const SKIP_OLDER_THAN_MS_MAX: u64 = crate::DELAY_MS_MAX;
+
+/// Longest time of [`Misfire::SpreadOver`], in ms: thirty days.
+pub const SPREAD_OVER_MS_MAX: u64 = 30 * 86_400_000;
+
+impl Misfire {
+    /// The numbers that travel on the wire and stand in the log: which, and its time in ms.
+    #[must_use]
+    pub fn code(self) -> (u8, u64) {
+        match self {
+            Self::Fire => (0, 0),
+            Self::SkipOlderThan(ms) => (1, ms),
+            Self::SpreadOver(ms) => (2, ms),
+        }
+    }
+
+    /// Reads those numbers; `None` where they are none of a policy.
+    #[must_use]
+    pub fn from_code(code: u8, ms: u64) -> Option<Self> {
+        match (code, ms) {
+            (0, 0) => Some(Self::Fire),
+            (1, ms) => Some(Self::SkipOlderThan(ms)),
+            (2, ms) => Some(Self::SpreadOver(ms)),
+            _ => None,
+        }
+    }
+}
+
 /// A subscriber's standing interest in one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionSettings {
@@ -119,6 +161,8 @@ pub struct SubscriptionSettings {
     pub max_doublings: u32,
     /// Share of each delay that is random, in thousandths: the delay lies between (1 - jitter) and 1 times itself.
     pub jitter_permille: u32,
+    /// What becomes of tasks whose time was missed.
+    pub misfire: Misfire,
 }
 
 impl Default for SubscriptionSettings {
@@ -133,6 +177,7 @@ impl Default for SubscriptionSettings {
             max_backoff_ms: 3_600_000,
             max_doublings: 16,
             jitter_permille: 200,
+            misfire: Misfire::Fire,
         }
     }
 }
@@ -152,7 +197,12 @@ impl SubscriptionSettings {
         check_range("min_backoff_ms", self.min_backoff_ms, 1, 7 * day_ms)?;
         check_range("max_backoff_ms", self.max_backoff_ms, self.min_backoff_ms, 7 * day_ms)?;
         check_range("max_doublings", self.max_doublings.into(), 0, 32)?;
-        check_range("jitter_permille", self.jitter_permille.into(), 0, 1_000)
+        check_range("jitter_permille", self.jitter_permille.into(), 0, 1_000)?;
+        match self.misfire {
+            Misfire::Fire => Ok(()),
+            Misfire::SkipOlderThan(ms) => check_range("skip_older_than_ms", ms, 1, SKIP_OLDER_THAN_MS_MAX),
+            Misfire::SpreadOver(ms) => check_range("spread_over_ms", ms, 1, SPREAD_OVER_MS_MAX),
+        }
     }
 
     /// The settings in which these are not as those `held` under the same name, for people; empty where there are none.
@@ -168,6 +218,7 @@ impl SubscriptionSettings {
             max_backoff_ms,
             max_doublings,
             jitter_permille,
+            misfire,
         } = held;
         listed([
             difference("topic", topic, &self.topic),
@@ -182,6 +233,7 @@ impl SubscriptionSettings {
             difference("max_backoff_ms", max_backoff_ms, &self.max_backoff_ms),
             difference("max_doublings", max_doublings, &self.max_doublings),
             difference("jitter_permille", jitter_permille, &self.jitter_permille),
+            difference("misfire", misfire, &self.misfire),
         ])
     }
 
@@ -261,6 +313,25 @@ mod tests {
         assert_eq!(asked.differences(&held), said);
         let asked = TopicSettings { default_type: "t".into(), ..TopicSettings::default() };
         assert_eq!(asked.differences(&TopicSettings::default()), "default_type is \"\" there and \"t\" here");
+    }
+
+    #[test]
+    fn a_misfire_policy_has_one_form_and_a_bounded_time() {
+        for misfire in [Misfire::Fire, Misfire::SkipOlderThan(7), Misfire::SpreadOver(9)] {
+            let (code, ms) = misfire.code();
+            assert_eq!(Misfire::from_code(code, ms), Some(misfire));
+        }
+        assert_eq!((Misfire::from_code(0, 1), Misfire::from_code(3, 1)), (None, None));
+        let settings = |misfire| SubscriptionSettings {
+            name: "s".into(),
+            topic: "t".into(),
+            misfire,
+            ..SubscriptionSettings::default()
+        };
+        assert_eq!(settings(Misfire::SpreadOver(SPREAD_OVER_MS_MAX)).validate(), Ok(()));
+        for bad in [Misfire::SpreadOver(SPREAD_OVER_MS_MAX + 1), Misfire::SkipOlderThan(0)] {
+            assert!(matches!(settings(bad).validate(), Err(SettingsError::Range { .. })), "{bad:?}");
+        }
     }
 
     #[test]

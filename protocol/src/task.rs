@@ -44,11 +44,13 @@ pub enum Outcome {
     SubscriptionDeleted = 6,
     /// The event's ttl passed before the task was done.
     Expired = 7,
+    /// The event's due time was missed, and the subscription does not want it so late.
+    Skipped = 8,
 }
 
 impl Outcome {
     /// All outcomes, for tables and exhaustive tests.
-    pub const ALL: [Outcome; 7] = [
+    pub const ALL: [Outcome; 8] = [
         Outcome::Succeeded,
         Outcome::FailedPermanently,
         Outcome::AttemptsExhausted,
@@ -56,6 +58,7 @@ impl Outcome {
         Outcome::Cancelled,
         Outcome::SubscriptionDeleted,
         Outcome::Expired,
+        Outcome::Skipped,
     ];
 
     /// Reads the log's code.

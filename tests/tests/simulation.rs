@@ -161,4 +161,5 @@ found! {
     runs_that_recovery_does_not_find_are_noticed: RunsForgotten within 180;
     answers_on_another_stream_are_noticed: AnswersAstray within 10;
     a_clock_that_lags_behind_expiries_is_noticed: ClockStale within 60;
+    a_policy_that_is_not_the_subscriptions_is_noticed: PolicyAltered within 30;
 }

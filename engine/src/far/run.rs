@@ -167,6 +167,16 @@ impl Runs {
         self.runs.last_key_value().map_or(RunId(0), |(id, _)| *id)
     }
 
+    /// About how many events that were not loaded are due before `now`: those of a block that begins before count as one.
+    pub(crate) fn due_count(&self, now: WallMs) -> u64 {
+        let unread = self.runs.values().filter_map(|run| {
+            let index = &run.footer.as_ref()?.index;
+            index.get(run.loaded as usize..run.moved as usize)
+        });
+        let due = unread.flat_map(|index| index.iter().take_while(|place| place.first.0 < now));
+        due.map(|place| u64::from(place.count)).sum()
+    }
+
     /// Pending events in runs.
     pub(crate) fn pending(&self) -> u64 {
         self.pending

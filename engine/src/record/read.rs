@@ -1,7 +1,7 @@
 //! Records from bytes.
 
 use escapement_protocol::event::{padded_len, stated_len};
-use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
+use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings};
 use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::{HEADER_SIZE_BYTES, Record, RunKeys, RunStatement, Sequences, TaskProgress, WALL_MAX, kind};
@@ -127,6 +127,7 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
                 attempt_deadline_ms: body.u64()?,
                 min_backoff_ms: body.u64()?,
                 max_backoff_ms: body.u64()?,
+                misfire: body.misfire()?,
                 name: body.text()?,
                 topic: body.text()?,
             };
@@ -193,6 +194,12 @@ impl<'a> Reader<'a> {
     /// A moment that an event's id could carry.
     fn wall(&mut self) -> Option<WallMs> {
         self.u64().map(WallMs).filter(|wall| *wall <= WALL_MAX)
+    }
+
+    fn misfire(&mut self) -> Option<Misfire> {
+        let [code] = self.take()?;
+        self.zeros::<7>()?;
+        Misfire::from_code(code, self.u64()?)
     }
 
     fn zeros<const N: usize>(&mut self) -> Option<()> {

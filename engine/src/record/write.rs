@@ -164,6 +164,9 @@ impl<'a> RecordWriter<'a> {
             for number in [settings.attempt_deadline_ms, settings.min_backoff_ms, settings.max_backoff_ms] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
+            let (misfire, misfire_ms) = settings.misfire.code();
+            out.extend_from_slice(&u64::from(misfire).to_le_bytes());
+            out.extend_from_slice(&misfire_ms.to_le_bytes());
             put_text(out, &settings.name);
             put_text(out, &settings.topic);
         });

@@ -6,6 +6,7 @@ use escapement_router::{Decision, TaskRef};
 
 use super::apply::{Change, Progressed};
 use super::expiry::expire_time;
+use super::misfire::Missed;
 use super::publish::TASK_SIZE_BYTES;
 use super::{Durable, Ended, Shard, Volatile};
 use crate::effects::{Effects, Message, Push};
@@ -75,6 +76,7 @@ impl Shard {
                 topic = durable.registry.topic(entry.topic);
             }
             let subscriptions = topic.map_or(&[][..], |topic| &topic.subscriptions);
+            let standstill = volatile.standstills.matched(entry.due);
             let progress = durable.progress.get(sequence);
             let of = |id: SubscriptionId| progress.iter().find(|task| task.subscription == id);
             let open = || subscriptions.iter().filter(|(id, _)| !of(*id).is_some_and(|task| task.done));
@@ -99,11 +101,21 @@ impl Shard {
                 volatile.expiries.insert(Tick(expiry.0), sequence.0);
             }
             for (id, owner) in open() {
-                let (task, next_due) = match of(*id) {
-                    Some(past) => {
+                let (task, next_due) = match (of(*id), standstill) {
+                    (Some(past), _) => {
                         (TaskRef { attempt: past.attempt, excused: past.excused, ..task }, past.next_due)
                     }
-                    None => (task, WallMs(0)),
+                    (None, None) => (task, WallMs(0)),
+                    (None, Some(standstill)) => {
+                        let subscription = durable.registry.subscription(*id).expect("its topic names it");
+                        match standstill.missed(subscription.settings.misfire, entry.due, now.wall) {
+                            Missed::Offer { from } => (task, from),
+                            Missed::Skip => {
+                                volatile.end_task(*id, sequence, Outcome::Skipped);
+                                continue;
+                            }
+                        }
+                    }
                 };
                 if *owner == config.shard {
                     router.offer(now.mono, *id, not_before(now, task, next_due));
@@ -249,9 +261,16 @@ impl Volatile {
             self.open_tasks -= 1;
         }
         self.stats.completed += 1;
-        if outcome == Outcome::Expired {
-            self.stats.expired += 1;
-            self.undelivered.entry(subscription).or_default().expired += 1;
+        match outcome {
+            Outcome::Expired => {
+                self.stats.expired += 1;
+                self.undelivered.entry(subscription).or_default().expired += 1;
+            }
+            Outcome::Skipped => {
+                self.stats.skipped += 1;
+                self.undelivered.entry(subscription).or_default().skipped += 1;
+            }
+            _ => {}
         }
         self.ended.push(Ended { subscription, outcome, last, sequence });
     }

@@ -16,6 +16,8 @@ use crate::wheel::Tick;
 pub struct Undelivered {
     /// Because their events' ttl had passed.
     pub expired: u64,
+    /// Because their events' due times were missed, and the subscription skips them.
+    pub skipped: u64,
 }
 
 /// When an event that is due at `due` expires, if ever: the one place that says so.

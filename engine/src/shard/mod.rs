@@ -9,6 +9,7 @@ mod expiry;
 mod far;
 mod ledger;
 mod messages;
+mod misfire;
 mod publish;
 mod query;
 mod relocate;
@@ -80,6 +81,8 @@ pub struct ShardStats {
     pub completed: u64,
     /// Of these, tasks of events whose ttl had passed.
     pub expired: u64,
+    /// Of these, tasks of events whose time was missed and that were skipped.
+    pub skipped: u64,
     /// Bytes of payloads retained.
     pub payload_bytes: u64,
     /// Bytes of the index.
@@ -121,6 +124,7 @@ struct Volatile {
     wheel: Wheel,
     /// When events expire whose tasks are with routers.
     expiries: Wheel,
+    standstills: misfire::Standstills,
     /// By subscription. Subscriptions are few, and never deleted.
     undelivered: HashMap<SubscriptionId, Undelivered>,
     /// How far ahead of its time an event is kept in memory now, in ms.
@@ -205,6 +209,7 @@ impl Shard {
                 next_sequence: 1,
                 wheel: Wheel::new(Tick(0)),
                 expiries: Wheel::new(Tick(0)),
+                standstills: misfire::Standstills::default(),
                 undelivered: HashMap::new(),
                 horizon_ms: config.horizon_ms,
                 far: Far::default(),
@@ -273,6 +278,7 @@ impl Shard {
                 later.push((entry.due, sequence, entry.location.event_len()));
             }
         }
+        let overdue_count = overdue.len() as u64 + self.durable.runs.due_count(now.wall);
         for (due, sequence, size_bytes) in later {
             self.schedule(due, sequence, size_bytes);
         }
@@ -280,6 +286,7 @@ impl Shard {
             // Events in runs are overdue, too: all of them leave the wheel in one order, as they come to it.
             overdue.drain(..).for_each(|(due, sequence)| self.volatile.wheel.insert(Tick(due.0), sequence.0));
         }
+        self.volatile.standstills.started(now.wall, overdue_count);
         overdue.sort_unstable();
         self.volatile.overdue = overdue.into();
         for subscription in self.durable.registry.subscriptions() {
@@ -429,6 +436,7 @@ impl Shard {
             now.mono >= before.mono && now.wall >= before.wall,
             "time went backwards: {before:?} to {now:?}"
         );
+        self.note_standstill(now);
         self.volatile.now = now;
     }
 

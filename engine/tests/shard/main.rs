@@ -5,6 +5,7 @@ mod control;
 mod delivery;
 mod far;
 mod reading;
+mod misfire;
 mod refusals;
 mod replay;
 mod rewrite;

@@ -53,7 +53,10 @@ fn a_task_that_nobody_takes_ends_at_its_expiry_and_not_before() {
     rig.sync();
     assert_eq!((rig.shard(0).stats().pending, rig.shard(0).router().tasks()), (0, 0));
     assert_eq!(outcomes(&rig, 0), [(Outcome::Expired, vec![sequence])]);
-    assert_eq!((rig.shard(0).stats().expired, rig.shard(0).undelivered(id)), (1, Undelivered { expired: 1 }));
+    assert_eq!(
+        (rig.shard(0).stats().expired, rig.shard(0).undelivered(id)),
+        (1, Undelivered { expired: 1, skipped: 0 })
+    );
     rig.attach(id);
     rig.sync();
     assert_eq!(rig.pushes, []);

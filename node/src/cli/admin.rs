@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use escapement_protocol::frame::{CancelVerdict, SubscriptionInfo, TaskState, TopicInfo};
-use escapement_protocol::{EventId, SubscriptionSettings, TopicSettings};
+use escapement_protocol::{EventId, Misfire, SubscriptionSettings, TopicSettings};
 use serde_json::{Value, json};
 
 use super::connect::ConnectArgs;
@@ -84,6 +84,9 @@ pub(super) struct SubscriptionArgs {
     /// How much of each delay is random, in thousandths of it [default: 200]
     #[arg(long, value_name = "PERMILLE")]
     jitter: Option<u32>,
+    /// What becomes of events that became due while the node was down: fire, skip-older-than=1h, or spread-over=10m [default: fire]
+    #[arg(long, value_name = "POLICY", value_parser = parse_misfire)]
+    misfire: Option<Misfire>,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -106,6 +109,7 @@ impl SubscriptionArgs {
             max_backoff_ms: ms(self.max_backoff, default.max_backoff_ms),
             max_doublings: self.max_doublings.unwrap_or(default.max_doublings),
             jitter_permille: self.jitter.unwrap_or(default.jitter_permille),
+            misfire: self.misfire.unwrap_or(default.misfire),
         }
     }
 }
@@ -175,6 +179,8 @@ pub(super) fn run_subscription(command: SubscriptionCommand, out: &Output) -> Re
         "max_backoff_ms",
         "max_doublings",
         "jitter_permille",
+        "misfire",
+        "misfire_ms",
     ];
     out.rows(&columns, &subscriptions.iter().map(subscription_row).collect::<Vec<_>>())
 }
@@ -193,7 +199,35 @@ fn subscription_row(info: &SubscriptionInfo) -> Vec<Value> {
         json!(settings.max_backoff_ms),
         json!(settings.max_doublings),
         json!(settings.jitter_permille),
+        json!(misfire_name(settings.misfire)),
+        match settings.misfire.code() {
+            (0, _) => Value::Null,
+            (_, ms) => json!(ms),
+        },
     ]
+}
+
+fn misfire_name(misfire: Misfire) -> &'static str {
+    match misfire {
+        Misfire::Fire => "fire",
+        Misfire::SkipOlderThan(_) => "skip-older-than",
+        Misfire::SpreadOver(_) => "spread-over",
+    }
+}
+
+fn parse_misfire(text: &str) -> Result<Misfire, String> {
+    let form = "write fire, skip-older-than=1h or spread-over=10m";
+    let (name, time) = text.split_once('=').unwrap_or((text, ""));
+    if (name, time) == ("fire", "") {
+        return Ok(Misfire::Fire);
+    }
+    let policy = match name {
+        "skip-older-than" => Misfire::SkipOlderThan,
+        "spread-over" => Misfire::SpreadOver,
+        _ => return Err(format!("{name:?} is not a policy; {form}")),
+    };
+    let time = parse_duration(time).map_err(|error| format!("{error}; {form}"))?;
+    Ok(policy(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
 }
 
 pub(super) fn run_cancel(args: &CancelArgs, out: &Output) -> Result<(), Failure> {
@@ -226,5 +260,20 @@ pub(super) fn state_name(state: TaskState) -> &'static str {
         TaskState::Succeeded => "SUCCEEDED",
         TaskState::Failed => "FAILED",
         TaskState::Cancelled => "CANCELLED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misfire_policy_is_read_as_its_help_writes_it() {
+        assert_eq!(parse_misfire("fire"), Ok(Misfire::Fire));
+        assert_eq!(parse_misfire("skip-older-than=1h"), Ok(Misfire::SkipOlderThan(3_600_000)));
+        assert_eq!(parse_misfire("spread-over=10m"), Ok(Misfire::SpreadOver(600_000)));
+        for bad in ["", "fire=1s", "skip-older-than", "spread-over=", "later=1s"] {
+            assert!(parse_misfire(bad).is_err_and(|error| error.contains("spread-over=10m")), "{bad}");
+        }
     }
 }

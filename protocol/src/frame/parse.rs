@@ -9,6 +9,7 @@ use super::{
     SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList, Welcome,
 };
 use crate::generated::wire;
+use crate::settings::Misfire;
 use crate::{
     Epoch, EventId, FRAME_SIZE_BYTES_MAX, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings,
     WallMs,
@@ -297,6 +298,8 @@ fn subscription_settings(table: Option<wire::SubscriptionSettings<'_>>) -> Parse
         max_backoff_ms: table.max_backoff_ms(),
         max_doublings: table.max_doublings(),
         jitter_permille: table.jitter_permille(),
+        misfire: Misfire::from_code(table.misfire(), table.misfire_ms())
+            .ok_or("its misfire policy is none")?,
     })
 }
 

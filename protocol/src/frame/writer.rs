@@ -326,6 +326,7 @@ fn subscription_settings(
     b: &mut Builder,
     settings: &SubscriptionSettings,
 ) -> WIPOffset<wire::SubscriptionSettings<'static>> {
+    let (misfire, misfire_ms) = settings.misfire.code();
     let args = wire::SubscriptionSettingsArgs {
         name: Some(b.create_string(&settings.name)),
         topic: Some(b.create_string(&settings.topic)),
@@ -336,6 +337,8 @@ fn subscription_settings(
         max_backoff_ms: settings.max_backoff_ms,
         max_doublings: settings.max_doublings,
         jitter_permille: settings.jitter_permille,
+        misfire,
+        misfire_ms,
     };
     wire::SubscriptionSettings::create(b, &args)
 }

@@ -4604,6 +4604,8 @@ impl<'a> SubscriptionSettings<'a> {
   pub const VT_MAX_BACKOFF_MS: ::flatbuffers::VOffsetT = 16;
   pub const VT_MAX_DOUBLINGS: ::flatbuffers::VOffsetT = 18;
   pub const VT_JITTER_PERMILLE: ::flatbuffers::VOffsetT = 20;
+  pub const VT_MISFIRE: ::flatbuffers::VOffsetT = 22;
+  pub const VT_MISFIRE_MS: ::flatbuffers::VOffsetT = 24;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4615,6 +4617,7 @@ impl<'a> SubscriptionSettings<'a> {
     args: &'args SubscriptionSettingsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<SubscriptionSettings<'bldr>> {
     let mut builder = SubscriptionSettingsBuilder::new(_fbb);
+    builder.add_misfire_ms(args.misfire_ms);
     builder.add_max_backoff_ms(args.max_backoff_ms);
     builder.add_min_backoff_ms(args.min_backoff_ms);
     builder.add_attempt_deadline_ms(args.attempt_deadline_ms);
@@ -4624,6 +4627,7 @@ impl<'a> SubscriptionSettings<'a> {
     builder.add_max_concurrent_dispatches(args.max_concurrent_dispatches);
     if let Some(x) = args.topic { builder.add_topic(x); }
     if let Some(x) = args.name { builder.add_name(x); }
+    builder.add_misfire(args.misfire);
     builder.finish()
   }
 
@@ -4691,6 +4695,20 @@ impl<'a> SubscriptionSettings<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(SubscriptionSettings::VT_JITTER_PERMILLE, Some(200)).unwrap()}
   }
+  #[inline]
+  pub fn misfire(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(SubscriptionSettings::VT_MISFIRE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn misfire_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionSettings::VT_MISFIRE_MS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for SubscriptionSettings<'_> {
@@ -4708,6 +4726,8 @@ impl ::flatbuffers::Verifiable for SubscriptionSettings<'_> {
      .visit_field::<u64>("max_backoff_ms", Self::VT_MAX_BACKOFF_MS, false)?
      .visit_field::<u32>("max_doublings", Self::VT_MAX_DOUBLINGS, false)?
      .visit_field::<u32>("jitter_permille", Self::VT_JITTER_PERMILLE, false)?
+     .visit_field::<u8>("misfire", Self::VT_MISFIRE, false)?
+     .visit_field::<u64>("misfire_ms", Self::VT_MISFIRE_MS, false)?
      .finish();
     Ok(())
   }
@@ -4722,6 +4742,8 @@ pub struct SubscriptionSettingsArgs<'a> {
     pub max_backoff_ms: u64,
     pub max_doublings: u32,
     pub jitter_permille: u32,
+    pub misfire: u8,
+    pub misfire_ms: u64,
 }
 impl<'a> Default for SubscriptionSettingsArgs<'a> {
   #[inline]
@@ -4736,6 +4758,8 @@ impl<'a> Default for SubscriptionSettingsArgs<'a> {
       max_backoff_ms: 3600000,
       max_doublings: 16,
       jitter_permille: 200,
+      misfire: 0,
+      misfire_ms: 0,
     }
   }
 }
@@ -4782,6 +4806,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionSettingsBuilder<'
     self.fbb_.push_slot::<u32>(SubscriptionSettings::VT_JITTER_PERMILLE, jitter_permille, 200);
   }
   #[inline]
+  pub fn add_misfire(&mut self, misfire: u8) {
+    self.fbb_.push_slot::<u8>(SubscriptionSettings::VT_MISFIRE, misfire, 0);
+  }
+  #[inline]
+  pub fn add_misfire_ms(&mut self, misfire_ms: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionSettings::VT_MISFIRE_MS, misfire_ms, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionSettingsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SubscriptionSettingsBuilder {
@@ -4808,6 +4840,8 @@ impl ::core::fmt::Debug for SubscriptionSettings<'_> {
       ds.field("max_backoff_ms", &self.max_backoff_ms());
       ds.field("max_doublings", &self.max_doublings());
       ds.field("jitter_permille", &self.jitter_permille());
+      ds.field("misfire", &self.misfire());
+      ds.field("misfire_ms", &self.misfire_ms());
       ds.finish()
   }
 }

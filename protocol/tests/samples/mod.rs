@@ -6,7 +6,7 @@ use escapement_protocol::event::{Due, EventSpec};
 use escapement_protocol::frame::*;
 use escapement_protocol::{
     AttemptResult, Epoch, ErrorCode, EventId, Sequence, ShardId, SubscriptionId, SubscriptionSettings, Tag,
-    TopicId, TopicSettings, WallMs,
+    TopicId, TopicSettings, WallMs, settings::Misfire,
 };
 
 /// Three events of different shapes, back to back.
@@ -106,6 +106,7 @@ fn subscription_info() -> SubscriptionInfo {
         max_backoff_ms: 20_000,
         max_doublings: 3,
         jitter_permille: 0,
+        misfire: Misfire::SkipOlderThan(3_600_000),
     };
     SubscriptionInfo { subscription: SubscriptionId(9), topic: TopicId(3), version: 2, settings }
 }

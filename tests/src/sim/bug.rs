@@ -56,6 +56,8 @@ pub enum Bug {
     AnswersAstray,
     /// Cores are given the wall clock as it was a while ago.
     ClockStale,
+    /// Requests to create a subscription lose their misfire policy on the way, and get another.
+    PolicyAltered,
 }
 
 impl Bug {
@@ -85,6 +87,7 @@ impl Bug {
         Bug::RunsForgotten,
         Bug::AnswersAstray,
         Bug::ClockStale,
+        Bug::PolicyAltered,
     ];
 
     /// The one with this name, as it is written here.

@@ -15,6 +15,9 @@ pub(super) struct Clocks {
     error_ms: i64,
     /// The most that it ever was: a node's clock may be as far ahead, since it never goes back, and no farther.
     most_ms: i64,
+    /// How long the node was down in all, in ms, beside the time that was simulated.
+    down_ms: u64,
+    downs: Rng,
     /// Apart from the world's, so that how often a clock is read changes nothing else.
     rng: Rng,
 }
@@ -39,7 +42,14 @@ impl MachineClocks for Look {
 
 impl Clocks {
     pub(super) fn new(seed: u64) -> Clocks {
-        Clocks { error_ms: 0, most_ms: 0, rng: Rng::new(!seed) }
+        let downs = Rng::new(seed ^ 0x646f_776e);
+        Clocks { error_ms: 0, most_ms: 0, down_ms: 0, downs, rng: Rng::new(!seed) }
+    }
+
+    /// The node is down: perhaps for long.
+    pub(super) fn down(&mut self) {
+        let lengths_ms = [0, 0, 20_000, 3_600_000, 8 * 86_400_000];
+        self.down_ms += lengths_ms[self.downs.below(lengths_ms.len() as u64) as usize];
     }
 
     /// Steps the real-time clock.
@@ -52,7 +62,7 @@ impl Clocks {
 impl World {
     /// What the machine's real-time clock says.
     pub(super) fn real_ns(&self) -> u64 {
-        (super::plan::START_WALL_MS * NS_PER_MS + self.now_ns)
+        ((super::plan::START_WALL_MS + self.clocks.down_ms) * NS_PER_MS + self.now_ns)
             .saturating_add_signed(self.clocks.error_ms * NS_PER_MS as i64)
     }
 
@@ -105,6 +115,6 @@ impl World {
 
     /// True time, in ms since the Unix epoch.
     pub(super) fn true_wall_ms(&self) -> u64 {
-        super::plan::START_WALL_MS + self.now_ns / NS_PER_MS
+        super::plan::START_WALL_MS + self.clocks.down_ms + self.now_ns / NS_PER_MS
     }
 }

@@ -7,8 +7,9 @@ use escapement_protocol::frame::{
     PushItem, QueryAnswer,
 };
 use escapement_protocol::settings::TopicSettings;
-use escapement_protocol::{EventId, FrameDecoder, FrameWriter, PROTOCOL_VERSION, TopicId};
+use escapement_protocol::{EventId, FrameDecoder, FrameWriter, Misfire, PROTOCOL_VERSION, TopicId};
 
+use super::bug::Bug;
 use super::net::{Mark, connection_of};
 use super::plan::Plan;
 use super::world::{Who, World};
@@ -165,7 +166,13 @@ impl World {
                 continue;
             }
             wanted.asked = true;
-            let frame = Frame::Admin { request: index as u64 + 1, body: wanted.request.clone() };
+            let mut body = wanted.request.clone();
+            if self.options.bug == Some(Bug::PolicyAltered)
+                && let AdminRequest::CreateSubscription(settings) = &mut body
+            {
+                settings.misfire = Misfire::SkipOlderThan(1);
+            }
+            let frame = Frame::Admin { request: index as u64 + 1, body };
             let bytes = written(&frame);
             self.send(connection, 0, &bytes, Vec::new());
         }

@@ -18,6 +18,9 @@ use super::world::{Happening, NS_PER_MS, Who, World};
 /// How long a drain may take.
 const DRAIN_NS_MAX: u64 = 3_000 * NS_PER_MS;
 
+/// From so long on a standstill makes missed what became due in it.
+const STANDSTILL_MS: u64 = 5_000;
+
 /// Longest time from mail's arrival to the turn that takes it, twice.
 const TURN_NS_MAX: u64 = 100_000;
 
@@ -225,6 +228,10 @@ impl World {
         }
         // What was decided before the freeze may be carried out after it.
         node.transit_ns = node.transit_ns.max(length_ms * NS_PER_MS);
+        if length_ms >= STANDSTILL_MS {
+            let until_ms = self.latest_wall_ms() + length_ms;
+            self.judge.stood_still(until_ms);
+        }
         self.note(format_args!("freeze for {length_ms} ms, all: {all}"));
     }
 
@@ -672,6 +679,9 @@ impl World {
             let at_ns = self.now_ns + self.rng.below(10 * NS_PER_MS);
             self.queue.push(at_ns, Happening::ClientCut { connection: id });
             self.net.forget_dead(id);
+        }
+        if self.plan.has_standstills {
+            self.clocks.down();
         }
         let spread_ms = [1, 100, 5_000][self.rng.below(3) as usize];
         let after_ns = self.rng.below(spread_ms * NS_PER_MS);

@@ -2,8 +2,8 @@
 
 use escapement_loadgen::{DelayLaw, Workload, WorkloadConfig};
 use escapement_node::core::CommitPolicy;
-use escapement_protocol::SubscriptionSettings;
 use escapement_protocol::frame::Credit;
+use escapement_protocol::{Misfire, SubscriptionSettings};
 use escapement_wal::WalConfig;
 use escapement_wal::memory::Rng;
 
@@ -77,6 +77,8 @@ pub(super) struct Plan {
     pub(super) quic: bool,
     /// Whether some events have a ttl.
     pub(super) has_ttls: bool,
+    /// Whether the node may be down, or its machine suspended, for hours.
+    pub(super) has_standstills: bool,
 }
 
 fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
@@ -84,6 +86,11 @@ fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
 }
 
 impl Plan {
+    /// The subscription of that name, by its index.
+    pub(super) fn subscription_named(&self, name: &str) -> Option<usize> {
+        self.subscriptions.iter().position(|subscription| subscription.settings.name == name)
+    }
+
     /// The ttl of an event in ms; 0 for none.
     pub(super) fn ttl_ms(&self, n: u64) -> u64 {
         let mut own = Rng::new(n ^ 0x7474_6c73 ^ self.workload.config().seed.rotate_left(17));
@@ -117,7 +124,7 @@ impl Plan {
             fail_permille: pick(rng, &[0, 0, 50, 300]),
         };
         let subscription_count = pick(rng, &[1, 1, 2, 3]);
-        let subscriptions: Vec<SubscriptionPlan> = (0..subscription_count)
+        let mut subscriptions: Vec<SubscriptionPlan> = (0..subscription_count)
             .map(|index| {
                 // Every topic has a subscription, as far as they go round.
                 let topic = index % topics;
@@ -131,10 +138,20 @@ impl Plan {
                     max_backoff_ms: 2_000,
                     max_doublings: pick(rng, &[0, 3]),
                     jitter_permille: pick(rng, &[0, 200, 1_000]),
+                    misfire: Misfire::Fire,
                 };
                 SubscriptionPlan { topic, settings, late: index > 0 && rng.one_in(4) }
             })
             .collect();
+        let has_standstills = matches!(seed % 6, 1 | 4);
+        let mut late = Rng::new(seed ^ 0x6d69_7366_6972_6573);
+        for subscription in subscriptions.iter_mut().filter(|_| has_standstills) {
+            subscription.settings.misfire = match late.below(4) {
+                0 => Misfire::SkipOlderThan(pick(&mut late, &[1, 500, 8_000, 3_600_000])),
+                1 => Misfire::SpreadOver(pick(&mut late, &[10, 500, 4_000])),
+                _ => Misfire::Fire,
+            };
+        }
         let mut subscribers = Vec::new();
         for subscription in 0..subscription_count {
             let unnamed = rng.one_in(5);
@@ -198,6 +215,7 @@ impl Plan {
             horizon_ms,
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),
             has_ttls: matches!(seed % 7, 2 | 5),
+            has_standstills,
             quic: seed % QUIC_ONE_IN == QUIC_ONE_IN - 1,
         }
     }

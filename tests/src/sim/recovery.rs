@@ -8,7 +8,7 @@ use escapement_engine::{Shard, ShardConfig, newest_control};
 use escapement_node::core::{Core, CoreConfig, core_of};
 use escapement_node::io::WallClock;
 use escapement_node::runs::{RunDirectory, remove_left_over};
-use escapement_protocol::{Epoch, Outcome, Sequence, ShardId, WallMs};
+use escapement_protocol::{Epoch, Outcome, Sequence, ShardId, SubscriptionId, WallMs};
 use escapement_router::Credit;
 use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
 use escapement_wal::memory::{Faults, MemDisk, Rng};
@@ -153,7 +153,7 @@ impl World {
         let leader = recovered.iter().map(|r| r.report.leader_time).max().filter(|time| time.0 > 0);
         let real_ns = match leader {
             // A machine without a battery begins in 1970.
-            Some(_) if !self.is_calm() && self.rng.one_in(10) => self.now_ns,
+            Some(_) if !self.is_calm() && self.rng.one_in(10) && !self.plan.has_standstills => self.now_ns,
             _ => self.real_ns(),
         };
         let leader = leader.filter(|_| self.options.bug != Some(Bug::ClockBackwards));
@@ -229,7 +229,7 @@ impl World {
                 faults.push(format!("its state at block {block} is not what it was before the crash"));
             }
         };
-        let mut ends: Vec<(Outcome, Sequence, WallMs)> = Vec::new();
+        let mut ends: Vec<(SubscriptionId, Outcome, Sequence, WallMs)> = Vec::new();
         let mut last_data: Option<(u64, Vec<u8>)> = None;
         let mut take_in = |block: RecoveredBlock<'_>| {
             if at_crash.is_some_and(|(durable, _)| block.seq.0 > durable) {
@@ -238,8 +238,11 @@ impl World {
             if block.kind == BlockKind::Data {
                 seen.push((block.seq.0, digest(block.records)));
                 for record in records(block.records).flatten() {
-                    if let Record::Completed { outcome: outcome @ Outcome::Expired, sequences, .. } = record {
-                        ends.extend(sequences.iter().map(|sequence| (outcome, sequence, block.leader_time)));
+                    if let Record::Completed { subscription, outcome, sequences, .. } = record
+                        && matches!(outcome, Outcome::Expired | Outcome::Skipped)
+                    {
+                        let at = block.leader_time;
+                        ends.extend(sequences.iter().map(|sequence| (subscription, outcome, sequence, at)));
                     }
                 }
             } else {
@@ -305,8 +308,10 @@ impl World {
         }
         let is_pending = |sequence| state_shard.event(sequence).is_some() || far.contains(&sequence);
         self.judge.recovered(ShardId(shard), is_pending);
-        for (outcome, sequence, at) in ends {
-            self.judge.ended((ShardId(shard), sequence), outcome, at);
+        for (subscription, outcome, sequence, at) in ends {
+            let held = state_shard.registry().subscription(subscription);
+            let index = held.and_then(|held| self.plan.subscription_named(&held.settings.name));
+            self.judge.ended((ShardId(shard), sequence), index, outcome, at);
         }
         if remove_left_over(&mut self.disks[usize::from(shard)].disk, &state_shard).is_err() {
             return Err(NoStart::Crashed);
