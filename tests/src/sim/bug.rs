@@ -62,7 +62,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: &'static [Bug] = &[
         Bug::AckBeforeDurable,
         Bug::ClockAhead,
         Bug::RetryAfterError,
@@ -93,7 +93,7 @@ impl Bug {
     /// The one with this name, as it is written here.
     #[must_use]
     pub fn named(name: &str) -> Option<Bug> {
-        Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name)
+        Bug::ALL.iter().copied().find(|bug| format!("{bug:?}") == name)
     }
 }
 
