@@ -97,6 +97,12 @@ impl Registry {
         self.subscriptions.get(self.subscription_names.get(name)?)
     }
 
+    /// How many topics there are.
+    #[must_use]
+    pub fn topic_count(&self) -> usize {
+        self.topics.len()
+    }
+
     /// All topics by ascending id.
     #[must_use]
     pub fn topics(&self) -> Vec<&Topic> {

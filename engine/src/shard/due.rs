@@ -32,14 +32,9 @@ impl Shard {
             return;
         }
         let now = self.volatile.now.wall;
-        let to = self.far_due().map_or(now, |far| now.min(WallMs(far.0.saturating_sub(1))));
-        let mut due = std::mem::take(&mut self.volatile.due);
+        let unread = self.far_due();
         let most = self.config.batch_count_max;
-        while due.len() < most
-            && let Some((_, sequence)) = self.volatile.overdue.pop_front_if(|(due, _)| *due <= to)
-        {
-            due.push(sequence.0);
-        }
+        let mut due = std::mem::take(&mut self.volatile.due);
         let table = &self.durable.table;
         let fenced = &self.volatile.fenced;
         let due_of = |key: u64| {
@@ -48,18 +43,25 @@ impl Shard {
             // An event whose cancellation is on its way to the disk must not leave.
             (fenced.is_empty() || !fenced.contains(&sequence)).then_some(Tick(entry.due.0))
         };
-        let room = most - due.len();
-        if room > 0 {
-            self.volatile.more_due = self.volatile.wheel.advance(Tick(to.0), room, due_of, &mut due);
-        }
+        let mut more_due = self.volatile.wheel.advance(Tick(now.0), most, due_of, &mut due);
         self.durable.warm(due.iter().map(|sequence| Sequence(*sequence)));
-        self.expand(&due, out);
+        self.hold_back(&mut due, unread);
+        self.expand(&due, None, out);
+        let mut room = most - due.len().min(most);
+        due.clear();
+        more_due |= self.release_held(unread, room, &mut due);
+        self.expand(&due, None, out);
+        room -= due.len();
         due.clear();
         self.volatile.due = due;
+        self.volatile.more_due = more_due;
+        if !more_due {
+            self.drain_overdue(room, out);
+        }
     }
 
-    /// Turns due events into their tasks.
-    fn expand(&mut self, due: &[u64], out: &mut Effects) {
+    /// Turns due events into their tasks. Of an overdue one, `position` says which of all overdue ones it is.
+    pub(super) fn expand(&mut self, due: &[u64], position: Option<u64>, out: &mut Effects) {
         let Shard { durable, volatile, router, config, .. } = self;
         let now = volatile.now;
         // Events that are due together mostly have one topic.
@@ -76,7 +78,7 @@ impl Shard {
                 topic = durable.registry.topic(entry.topic);
             }
             let subscriptions = topic.map_or(&[][..], |topic| &topic.subscriptions);
-            let standstill = volatile.standstills.matched(entry.due);
+            let standstill = volatile.standstills.of(entry.due);
             let progress = durable.progress.get(sequence);
             let of = |id: SubscriptionId| progress.iter().find(|task| task.subscription == id);
             let open = || subscriptions.iter().filter(|(id, _)| !of(*id).is_some_and(|task| task.done));
@@ -108,7 +110,8 @@ impl Shard {
                     (None, None) => (task, WallMs(0)),
                     (None, Some(standstill)) => {
                         let subscription = durable.registry.subscription(*id).expect("its topic names it");
-                        match standstill.missed(subscription.settings.misfire, entry.due, now.wall) {
+                        let misfire = subscription.settings.misfire;
+                        match standstill.missed(misfire, entry.due, position.unwrap_or(0), now.wall) {
                             Missed::Offer { from } => (task, from),
                             Missed::Skip => {
                                 volatile.end_task(*id, sequence, Outcome::Skipped);
@@ -117,6 +120,9 @@ impl Shard {
                         }
                     }
                 };
+                if position.is_some() {
+                    volatile.lane.opened(*id, sequence);
+                }
                 if *owner == config.shard {
                     router.offer(now.mono, *id, not_before(now, task, next_due));
                 } else {
@@ -222,6 +228,7 @@ impl Shard {
         next_due: WallMs,
         out: &mut Effects,
     ) {
+        self.volatile.lane.freed(subscription, sequence);
         out.log().attempt_failed(subscription, sequence, attempt, excused, next_due);
         let change = Change::Failed { attempt, excused, next_due };
         self.volatile.progressed.push_back(Progressed { sequence, subscription, change });
@@ -260,6 +267,7 @@ impl Volatile {
         if subscription != SubscriptionId(0) {
             self.open_tasks -= 1;
         }
+        self.lane.freed(subscription, sequence);
         self.stats.completed += 1;
         match outcome {
             Outcome::Expired => {
@@ -295,14 +303,18 @@ fn task_ref(
     topic: TopicId,
     event: &[u8],
 ) -> TaskRef {
-    let size_bytes = event.len() as u32;
+    let (size_bytes, key) = (event.len() as u32, key_of(event));
+    TaskRef { shard, sequence, due, size_bytes, topic, key, expires: has_ttl(event), ..TaskRef::default() }
+}
+
+/// Hash of an event's ordering key; 0 where there is none.
+pub(super) fn key_of(event: &[u8]) -> u64 {
     let keyed = event.get(5).is_some_and(|flags| flags & FLAG_ORDERING_KEY != 0);
-    let key = if keyed {
+    if keyed {
         let view = EventView::trusted(event);
         // 0 means no key, so that one hash value is moved.
         view.map_or(0, |view| xxhash_rust::xxh3::xxh3_64(view.ordering_key()).max(1))
     } else {
         0
-    };
-    TaskRef { shard, sequence, due, size_bytes, topic, key, expires: has_ttl(event), ..TaskRef::default() }
+    }
 }

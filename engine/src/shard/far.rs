@@ -118,6 +118,11 @@ impl Far {
         moving.map(|moving| moving.run)
     }
 
+    /// The first run to be read whose next event is due after `due`.
+    fn first_after(&self, due: WallMs) -> Option<(WallMs, RunId)> {
+        self.to_read.range((due.plus_ms(1), RunId(0))..).next().copied()
+    }
+
     /// An event that keeps the log from being trimmed is far, and may be in no run yet: says whether it is worth
     /// waiting until it has left the log, and sees to it. Not longer than until all that was in memory has.
     pub(super) fn awaits_flush(&mut self, now: MonoNs, place: Place, run_size_bytes: usize) -> bool {
@@ -301,11 +306,17 @@ impl Shard {
             return (None, None);
         }
         let before = |due: WallMs, ms: u64| WallMs(due.0.saturating_sub(ms));
-        let first = self.volatile.far.to_read.first().map(|(due, _)| *due);
         let read = match self.next_read() {
             Some((due, _)) => Some(before(due, self.volatile.horizon_ms)),
-            // What has to wait for room may be read without, once it is due and nothing else can end.
-            None => first.filter(|due| *due > self.volatile.now.wall),
+            // What has to wait for room may be read without, once it is due and nothing else can end; and what comes near
+            // is read ahead of what is overdue.
+            None => {
+                let now = self.volatile.now.wall;
+                let next = self.volatile.far.first_after(now).map(|(due, _)| due);
+                next.map(|due| {
+                    Some(before(due, self.volatile.horizon_ms)).filter(|at| *at > now).unwrap_or(due)
+                })
+            }
         };
         let rescue = self.rescue_due().map(|due| before(due, self.rescue_ms()));
         let wall = [read, rescue].into_iter().flatten().min();

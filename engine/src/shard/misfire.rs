@@ -23,8 +23,6 @@ pub(super) struct Standstill {
     until: WallMs,
     /// Events that it made overdue, where that is known.
     count: u64,
-    /// Of these, those that were matched.
-    matched: u64,
 }
 
 /// What becomes of a missed task.
@@ -43,7 +41,7 @@ pub(super) struct Standstills(VecDeque<Standstill>);
 impl Standstills {
     /// The shard serves from `until` on. `count` events became due before.
     pub(super) fn started(&mut self, until: WallMs, count: u64) {
-        self.0.push_back(Standstill { after: WallMs(0), until, count, matched: 0 });
+        self.0.push_back(Standstill { after: WallMs(0), until, count });
     }
 
     /// The shard has stood still.
@@ -51,29 +49,26 @@ impl Standstills {
         if self.0.len() == STANDSTILL_COUNT_MAX {
             self.0.pop_front();
         }
-        self.0.push_back(Standstill { after, until, count: 0, matched: 0 });
+        self.0.push_back(Standstill { after, until, count: 0 });
     }
 
-    /// An event that is due at `due` is matched: the standstill that it fell into.
-    pub(super) fn matched(&mut self, due: WallMs) -> Option<Standstill> {
-        let late = self.0.iter_mut().rev().take_while(|standstill| due < standstill.until).last()?;
-        if due <= late.after {
-            return None;
-        }
-        late.matched += 1;
-        Some(*late)
+    /// The standstill that an event fell into that is due at `due`.
+    pub(super) fn of(&self, due: WallMs) -> Option<Standstill> {
+        let late = self.0.iter().rev().take_while(|standstill| due < standstill.until).last()?;
+        (due > late.after).then_some(*late)
     }
 }
 
 impl Standstill {
-    /// What becomes of a task of an event that is due at `due` and that this standstill missed.
-    pub(super) fn missed(&self, misfire: Misfire, due: WallMs, now: WallMs) -> Missed {
+    /// What becomes of a task of an event that is due at `due` and that this standstill missed, as the one at `position`
+    /// of all, where they are counted.
+    pub(super) fn missed(&self, misfire: Misfire, due: WallMs, position: u64, now: WallMs) -> Missed {
         match misfire {
             Misfire::SkipOlderThan(ms) if now.0.saturating_sub(due.0) > ms => Missed::Skip,
             Misfire::SpreadOver(ms) => {
                 let (part, whole) = match self.count {
                     0 => (due.0 - self.after.0, self.until.0 - self.after.0),
-                    count => ((self.matched - 1).min(count), count),
+                    count => (position.min(count), count),
                 };
                 let share = u128::from(ms) * u128::from(part) / u128::from(whole);
                 Missed::Offer { from: self.until.plus_ms(share as u64) }

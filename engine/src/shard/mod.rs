@@ -7,6 +7,7 @@ mod copies;
 mod due;
 mod expiry;
 mod far;
+mod lane;
 mod ledger;
 mod messages;
 mod misfire;
@@ -77,6 +78,8 @@ pub struct ShardStats {
     pub refused: u64,
     /// Pushes since start.
     pub dispatched: u64,
+    /// Of the pending ones, those in memory that were due before the shard served, and were not matched so far.
+    pub overdue: u64,
     /// Tasks ended since start.
     pub completed: u64,
     /// Of these, tasks of events whose ttl had passed.
@@ -130,8 +133,8 @@ struct Volatile {
     /// How far ahead of its time an event is kept in memory now, in ms.
     horizon_ms: u64,
     far: Far,
-    /// Recovered events that were due already, in order.
-    overdue: VecDeque<(WallMs, Sequence)>,
+    /// Events that were due already when the shard began to serve.
+    lane: lane::Lane,
     /// Whether the wheel drops entries of cancelled events.
     sweeping: bool,
     /// Whether the wheel holds more that is due than one turn takes.
@@ -213,7 +216,7 @@ impl Shard {
                 undelivered: HashMap::new(),
                 horizon_ms: config.horizon_ms,
                 far: Far::default(),
-                overdue: VecDeque::new(),
+                lane: lane::Lane::default(),
                 sweeping: false,
                 more_due: false,
                 draining: false,
@@ -266,14 +269,13 @@ impl Shard {
         self.volatile.admission.start(now.mono);
         self.durable.runs.count();
         self.volatile.far.start(&self.durable);
-        // What is overdue in runs comes to the wheel in pieces, and leaves it in order.
-        let start = self.far_due().map_or(now.wall, |far| far.min(now.wall));
-        self.volatile.wheel = Wheel::new(Tick(start.0.saturating_sub(1)));
+        self.volatile.wheel = Wheel::new(Tick(now.wall.0.saturating_sub(1)));
         self.volatile.expiries = Wheel::new(Tick(now.wall.0));
         let (mut overdue, mut later) = (Vec::new(), Vec::new());
         for (sequence, entry) in self.durable.table.iter() {
             if entry.due <= now.wall {
                 overdue.push((entry.due, sequence));
+                self.volatile.lane.expect_key(self.durable.payloads.event(entry.location));
             } else {
                 later.push((entry.due, sequence, entry.location.event_len()));
             }
@@ -282,13 +284,9 @@ impl Shard {
         for (due, sequence, size_bytes) in later {
             self.schedule(due, sequence, size_bytes);
         }
-        if start < now.wall {
-            // Events in runs are overdue, too: all of them leave the wheel in one order, as they come to it.
-            overdue.drain(..).for_each(|(due, sequence)| self.volatile.wheel.insert(Tick(due.0), sequence.0));
-        }
         self.volatile.standstills.started(now.wall, overdue_count);
-        overdue.sort_unstable();
-        self.volatile.overdue = overdue.into();
+        let unread = self.far_due();
+        self.volatile.lane.start(now.wall, overdue, unread, self.config.batch_count_max);
         for subscription in self.durable.registry.subscriptions() {
             if owner_of(subscription.id, self.config.shard_count) == self.config.shard {
                 self.router.upsert(subscription.id, &subscription.settings);
@@ -332,18 +330,15 @@ impl Shard {
     /// When [`Shard::maintain`] must next be called even without input.
     #[must_use]
     pub fn next_deadline(&self) -> Deadline {
-        let at_once = self.is_behind();
+        let at_once = !self.volatile.is_full && (self.volatile.more_due || self.can_drain());
         let (far_wall, far_mono) = self.far_deadline();
-        let far_due = self.far_due();
         let earliest = |a: Option<WallMs>, b: Option<WallMs>| [a, b].into_iter().flatten().min();
         let due = if self.volatile.draining || self.volatile.is_full {
             None
         } else if at_once {
             Some(self.volatile.now.wall)
         } else {
-            let barred = |due: &WallMs| far_due.is_some_and(|far| far <= *due);
-            // What is barred waits for the disk, not for the clock.
-            self.volatile.wheel.next_due().map(|tick| WallMs(tick.0)).filter(|due| !barred(due))
+            self.volatile.wheel.next_due().map(|tick| WallMs(tick.0))
         };
         // What ended after the turn's maintenance still wants to be logged.
         let mono = if self.is_logged() { self.router.next_deadline() } else { Some(self.volatile.now.mono) };
@@ -385,14 +380,10 @@ impl Shard {
         self.durable.registry.subscriptions().into_iter().map(|subscription| running(subscription.id)).sum()
     }
 
-    /// Whether more is due than one turn takes: what was accepted before comes before what is published now.
+    /// Whether more is newly due than one turn takes: what was accepted before comes before what is published now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        let is_overdue = || {
-            let next = self.volatile.overdue.front();
-            next.is_some_and(|(due, _)| self.far_due().is_none_or(|far| *due < far))
-        };
-        !self.volatile.is_full && (self.volatile.more_due || is_overdue())
+        !self.volatile.is_full && self.volatile.more_due
     }
 
     /// Says how many bytes of what is published the log has room for, from now on; what ends events is logged all
@@ -424,6 +415,7 @@ impl Shard {
             run_bytes: self.durable.runs.size_bytes(),
             payload_bytes: self.durable.payloads.retained_bytes() as u64,
             timers: (self.volatile.wheel.len() + self.volatile.expiries.len()) as u64,
+            overdue: self.volatile.lane.len() as u64,
             index_bytes: self.index_bytes() as u64,
             ..self.volatile.stats
         }

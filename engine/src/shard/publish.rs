@@ -198,6 +198,7 @@ impl Shard {
         self.durable.table.memory_bytes()
             + self.volatile.wheel.memory_bytes()
             + self.volatile.expiries.memory_bytes()
+            + self.volatile.lane.memory_bytes()
             + self.durable.runs.memory_bytes()
     }
 

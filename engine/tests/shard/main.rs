@@ -4,6 +4,7 @@ mod contradictions;
 mod control;
 mod delivery;
 mod far;
+mod lane;
 mod misfire;
 mod reading;
 mod refusals;

@@ -82,16 +82,21 @@ impl Shard {
     /// waits on the disk, too, while memory or the log is full of what nobody takes.
     pub(super) fn next_read(&self) -> Option<(WallMs, RunId)> {
         let far = &self.volatile.far;
-        let (due, id) = *far.to_read.first()?;
+        let first = *far.to_read.first()?;
+        let is_overdue = |(due, _): &(WallMs, RunId)| self.volatile.lane.is_overdue(*due);
+        // What is overdue can wait for what comes near, and leaves half of the memory for it.
+        let near = far.first_after(self.volatile.lane.until()).filter(|_| is_overdue(&first));
+        let (due, id) = near.filter(|(due, _)| *due <= self.horizon()).unwrap_or(first);
         // What is in memory may all be due later, and wait for what is read here.
         let is_before = |next: Option<WallMs>| next.is_some_and(|next| next < due);
         let may_others_end = self.volatile.open_tasks > 0
             || far.coming_bytes > 0
             || due > self.volatile.now.wall
             || is_before(self.volatile.wheel.next_due().map(|tick| WallMs(tick.0)))
-            || is_before(self.volatile.overdue.front().map(|(due, _)| *due));
+            || is_before(self.volatile.lane.next_due());
+        let memory_bytes_max = self.config.memory_bytes_max / if is_overdue(&(due, id)) { 2 } else { 1 };
         let has_room = || {
-            self.live_bytes() < self.config.memory_bytes_max
+            self.live_bytes() < memory_bytes_max
                 && self.copy_size_bytes(&self.places(id)[0]) <= self.log_room_bytes()
         };
         let may_read =
@@ -198,7 +203,7 @@ impl Shard {
             self.durable.copies.add(entry.topic, 1);
             self.durable.ledger.relocated(block, sequence);
             self.durable.next_sequence = self.durable.next_sequence.max(sequence.0 + 1);
-            if self.recovering {
+            if self.recovering || self.volatile.lane.loaded(due, sequence, entry.event) {
                 continue;
             }
             if chunk.why == Why::Sparse && due > horizon {
