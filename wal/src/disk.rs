@@ -155,6 +155,9 @@ pub struct DiskCompletion {
     pub buf: Option<AlignedBuf>,
 }
 
+/// Bytes written at a time while a file is filled.
+pub(crate) const FILL_SIZE_BYTES: usize = 1024 * 1024;
+
 /// Synchronous access to one shard's directory, for opening, formatting and other rare work; never on a core's path.
 ///
 /// Paths are relative, with `/` between the parts. A call that returned `Ok` has taken effect durably, except for
@@ -207,6 +210,27 @@ pub trait Directory {
     /// # Errors
     /// As [`Directory::list`]; also where the file exists.
     fn create_zeroed(&mut self, path: &str, size_bytes: u64) -> io::Result<()>;
+
+    /// Makes a new file as [`Directory::create_zeroed`] does, of what `fill` puts into each part of it: the part's offset, a
+    /// multiple of 4 KiB, and its bytes, aligned and in any state.
+    ///
+    /// # Errors
+    /// As [`Directory::create_zeroed`], or of `fill`.
+    fn create_filled(
+        &mut self,
+        path: &str,
+        size_bytes: u64,
+        fill: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.create_zeroed(path, size_bytes)?;
+        let mut buf = AlignedBuf::zeroed(FILL_SIZE_BYTES);
+        for offset in (0..size_bytes).step_by(FILL_SIZE_BYTES) {
+            let part = (size_bytes - offset).min(FILL_SIZE_BYTES as u64) as usize;
+            fill(offset, &mut buf[..part])?;
+            self.write_at(path, offset, &buf[..part])?;
+        }
+        Ok(())
+    }
 
     /// Makes a directory, durably. It may exist.
     ///

@@ -6,10 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::aligned::AlignedBuf;
-use crate::disk::Directory;
-
-/// Bytes written at a time while a file is filled with zeros.
-const ZERO_WRITE_BYTES: usize = 1024 * 1024;
+use crate::disk::{Directory, FILL_SIZE_BYTES};
 
 /// Files kept open: the runs of a shard may be thousands.
 const OPEN_COUNT_MAX: usize = 64;
@@ -135,6 +132,18 @@ impl Directory for FsDirectory {
     }
 
     fn create_zeroed(&mut self, path: &str, size_bytes: u64) -> io::Result<()> {
+        self.create_filled(path, size_bytes, &mut |_, buf| {
+            buf.fill(0);
+            Ok(())
+        })
+    }
+
+    fn create_filled(
+        &mut self,
+        path: &str,
+        size_bytes: u64,
+        fill_part: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         self.refuse_change()?;
         let full = self.root.join(path);
         let mut options = OpenOptions::new();
@@ -147,7 +156,7 @@ impl Directory for FsDirectory {
             }
             opened => opened,
         }?;
-        let filled = fill_with_zeros(&file, size_bytes).and_then(|()| file.sync_all());
+        let filled = fill(&file, size_bytes, fill_part).and_then(|()| file.sync_all());
         if let Err(error) = filled.and_then(|()| sync_path(&self.parent(path))) {
             // The error that led here says more than one of the removal would.
             let _ = std::fs::remove_file(&full);
@@ -184,13 +193,16 @@ impl Directory for FsDirectory {
     }
 }
 
-fn fill_with_zeros(file: &File, size_bytes: u64) -> io::Result<()> {
-    let zeros = AlignedBuf::zeroed(ZERO_WRITE_BYTES);
-    let mut offset = 0;
-    while offset < size_bytes {
-        let part = (size_bytes - offset).min(ZERO_WRITE_BYTES as u64);
-        file.write_all_at(&zeros[..part as usize], offset)?;
-        offset += part;
+fn fill(
+    file: &File,
+    size_bytes: u64,
+    fill_part: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buf = AlignedBuf::zeroed(FILL_SIZE_BYTES);
+    for offset in (0..size_bytes).step_by(FILL_SIZE_BYTES) {
+        let part = (size_bytes - offset).min(FILL_SIZE_BYTES as u64) as usize;
+        fill_part(offset, &mut buf[..part])?;
+        file.write_all_at(&buf[..part], offset)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //!   that a ring, a thread and a simulator drive the same code.
 //! * [`format_log`] makes a log in a [`Directory`], [`open`] recovers one, [`check`] says what it would find. The decision what to accept is a table:
 //!   [`recovery::table`].
+//! * [`copy_log`] copies a log that is open: [`snapshot`].
 //! * [`mod@format`] holds the byte forms, pure; `docs/formats/wal-v1.md` specifies them.
 //! * [`memory`] is a disk in memory that loses power on command; [`inspect`] looks at a log for a person.
 //!
@@ -28,6 +29,7 @@ mod local;
 pub mod log;
 pub mod memory;
 pub mod recovery;
+pub mod snapshot;
 
 pub use aligned::AlignedBuf;
 pub use config::{LogIdentity, WalConfig};
@@ -37,3 +39,4 @@ pub use fs::FsDirectory;
 pub use local::{LocalWal, LogUsage};
 pub use log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
 pub use recovery::{Loss, OpenError, RecoveredBlock, RecoveryReport, check, format as format_log, open};
+pub use snapshot::{COPY_EPOCH_STEP, CopiedLog, CopyError, LogCut, check_copy, copy_log};

@@ -25,6 +25,7 @@ use crate::format::{
     encode_extent, extent_size_bytes,
 };
 use crate::log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
+use crate::snapshot::LogCut;
 
 use reads::Reads;
 use space::Room;
@@ -74,6 +75,14 @@ struct InFlight {
     seq: BlockSeq,
     op: OpId,
     done: bool,
+    end: BlockEnd,
+}
+
+/// Where a block ends: a segment, and an offset in its file.
+#[derive(Clone, Copy, Debug)]
+struct BlockEnd {
+    segment_id: u64,
+    offset: u32,
 }
 
 /// The end of the chain, as handed to the disk.
@@ -100,6 +109,7 @@ pub struct LocalWal {
     supers: Supers,
     tail: Tail,
     durable: BlockSeq,
+    durable_end: BlockEnd,
     in_flight: VecDeque<InFlight>,
     reads: Reads,
     ops: VecDeque<DiskOp>,
@@ -111,7 +121,9 @@ pub struct LocalWal {
 
 impl LocalWal {
     pub(crate) fn from_opened(opened: Opened) -> LocalWal {
-        let last = opened.space.current().last;
+        let current = opened.space.current();
+        let (last, durable_end) =
+            (current.last, BlockEnd { segment_id: current.id, offset: current.used_bytes });
         let mut wal = LocalWal {
             config: opened.config,
             identity: opened.identity,
@@ -125,6 +137,7 @@ impl LocalWal {
                 unproven: false,
             },
             durable: last,
+            durable_end,
             in_flight: VecDeque::new(),
             reads: Reads::default(),
             ops: VecDeque::new(),
@@ -205,7 +218,9 @@ impl LocalWal {
             return;
         }
         while self.in_flight.front().is_some_and(|block| block.done) {
-            self.durable = self.in_flight.pop_front().map_or(self.durable, |block| block.seq);
+            if let Some(block) = self.in_flight.pop_front() {
+                (self.durable, self.durable_end) = (block.seq, block.end);
+            }
         }
         self.write_super();
         self.prepare_next();
@@ -288,7 +303,8 @@ impl LocalWal {
         };
         self.written_bytes += u64::from(size_bytes);
         let id = self.op_id();
-        self.in_flight.push_back(InFlight { seq, op: id, done: false });
+        let end = BlockEnd { segment_id: place.segment_id, offset: place.offset + size_bytes };
+        self.in_flight.push_back(InFlight { seq, op: id, done: false, end });
         self.ops.push_back(DiskOp::Write {
             id,
             file: FileId::Slot(slot),
@@ -336,6 +352,25 @@ impl LocalWal {
             oldest_sealed_last_block_seq: (self.space.live.len() > 1).then_some(oldest.last),
             last_block_seq: self.tail.last,
             written_bytes: self.written_bytes,
+        }
+    }
+
+    /// Where the log stands, for [`copy_log`](crate::copy_log). What was acknowledged until now is before it.
+    #[must_use]
+    pub fn cut(&self) -> LogCut {
+        let oldest = self.space.live.front().expect("a log always has a segment");
+        // What is durable may all have been trimmed: then the log begins where nothing is written yet.
+        let begins_here = self.durable < oldest.first;
+        let start = BlockEnd { segment_id: oldest.id, offset: SEGMENT_HEADER_SIZE_BYTES as u32 };
+        let end = if begins_here { start } else { self.durable_end };
+        LogCut {
+            epoch: self.epoch,
+            first_segment_id: oldest.id,
+            first_block_seq: oldest.first,
+            first_prev_checksum: oldest.first_prev_checksum,
+            through: self.durable,
+            end_segment_id: end.segment_id,
+            end_offset: end.offset,
         }
     }
 

@@ -151,15 +151,30 @@ pub fn format(dir: &mut dyn Directory, identity: LogIdentity, config: &WalConfig
         first_block_seq: BlockSeq(1),
         first_prev_checksum: Checksum::default(),
     };
-    // SUPER comes last, and whole: without it, there is no log.
-    let new = format!("{super_path}.new");
+    put_super(dir, &superblock)
+}
+
+/// Makes `SUPER` where there is none. It comes last, and whole: without it, there is no log.
+pub(crate) fn put_super(dir: &mut dyn Directory, superblock: &Superblock) -> Result<(), OpenError> {
+    let path = FileId::Super.path();
+    let new = format!("{path}.new");
     if dir.exists(&new).map_err(OpenError::io("look for", &new))? {
         dir.remove(&new).map_err(OpenError::io("remove", &new))?;
     }
     dir.create_zeroed(&new, SUPER_SIZE_BYTES as u64).map_err(OpenError::io("create", &new))?;
-    repair::write_super(dir, &new, &superblock)?;
-    dir.rename(&new, &super_path).map_err(OpenError::io("rename", &new))?;
-    dir.sync_dir("").map_err(OpenError::io("sync", super_path))
+    repair::write_super(dir, &new, superblock)?;
+    dir.rename(&new, &path).map_err(OpenError::io("rename", &new))?;
+    dir.sync_dir("").map_err(OpenError::io("sync", path))
+}
+
+/// Which files hold which segments, as far as their headers or first blocks say.
+pub(crate) fn survey_segments(
+    dir: &mut dyn Directory,
+    identity: &LogIdentity,
+    segment_size_bytes: u64,
+) -> Result<Vec<(u64, FileId)>, OpenError> {
+    let slots = slots::survey(dir, identity, segment_size_bytes)?;
+    Ok(slots.iter().filter_map(|slot| Some((slot.segment_id()?, slot.file()))).collect())
 }
 
 /// Opens a log: hands every block to `visitor`, repairs a torn end, and starts a new epoch.
