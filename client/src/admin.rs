@@ -1,7 +1,9 @@
 //! Administration and cancellation.
 
+use std::time::Duration;
+
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, CancelVerdict, Page, ShardMapInfo, SubscriptionInfo, TopicInfo,
+    AdminAnswer, AdminRequest, CancelVerdict, Page, ShardMapInfo, SnapshotInfo, SubscriptionInfo, TopicInfo,
 };
 use escapement_protocol::{EventId, SubscriptionSettings, TopicSettings};
 
@@ -100,6 +102,28 @@ impl Client {
     /// A lost connection.
     pub async fn shard_map(&self) -> Result<ShardMapInfo, ClientError> {
         ask!(self, AdminRequest::ShardMap, AdminAnswer::ShardMap)
+    }
+
+    /// Asks the node to keep its files as they are, so that they can be copied, for as long as `hold` at most. It ends with
+    /// [`Client::end_snapshot`], or with the connection.
+    ///
+    /// # Errors
+    /// A shard that does not serve, too many snapshots at once, or a lost connection.
+    pub async fn begin_snapshot(&self, hold: Duration) -> Result<SnapshotInfo, ClientError> {
+        let hold_ms = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+        ask!(self, AdminRequest::Snapshot { hold_ms }, AdminAnswer::SnapshotHeld)
+    }
+
+    /// Ends a snapshot. `Ok` says that the files were kept from its beginning until now: only then does a copy made of them
+    /// hold.
+    ///
+    /// # Errors
+    /// The node gave the snapshot up before, or the connection on which it began is lost.
+    pub async fn end_snapshot(&self, snapshot: u64) -> Result<(), ClientError> {
+        match self.home().await?.admin(AdminRequest::EndSnapshot { snapshot }).await? {
+            AdminAnswer::SnapshotEnded => Ok(()),
+            _ => Err(unexpected()),
+        }
     }
 
     /// Asks to cancel events; the verdicts are in the order of `events`.

@@ -28,6 +28,8 @@ enum Asked {
     Cancel { ticket: u64, event: EventId },
     Query { ticket: u64, query: Query },
     Create { ticket: u64, request: AdminRequest },
+    Snapshot { ticket: u64, stream: u32, hold_ms: u64 },
+    EndSnapshot { ticket: u64, stream: u32, snapshot: u64 },
     Credit { session: u64, credit: Credit },
     Leave { session: u64 },
     End { session: u64, left: bool },
@@ -55,6 +57,14 @@ impl Backend<u32> for Asking {
 
     fn create(&mut self, ticket: u64, request: AdminRequest) {
         self.asked.push_back(Asked::Create { ticket, request });
+    }
+
+    fn snapshot(&mut self, ticket: u64, stream: u32, hold_ms: u64) {
+        self.asked.push_back(Asked::Snapshot { ticket, stream, hold_ms });
+    }
+
+    fn end_snapshot(&mut self, ticket: u64, stream: u32, snapshot: u64) {
+        self.asked.push_back(Asked::EndSnapshot { ticket, stream, snapshot });
     }
 
     fn read(&mut self, request: &AdminRequest) -> Result<AdminAnswer, Refusal> {
@@ -728,4 +738,24 @@ fn answers_for_a_stream_that_has_gone_are_dropped() {
     peer.door.closed(0, &mut peer.backend);
     peer.door.published(ticket, accepted(1, 1, None));
     assert_eq!((peer.written(), peer.door.waiting_count()), (Vec::new(), 0));
+}
+
+#[test]
+fn a_snapshot_is_asked_for_in_the_name_of_its_stream_and_not_while_draining() {
+    let mut peer = Peer::new(2);
+    let (begin, end) = (AdminRequest::Snapshot { hold_ms: 50 }, AdminRequest::EndSnapshot { snapshot: 9 });
+    assert_eq!(peer.send(0, &Frame::Admin { request: 1, body: begin.clone() }), Ok(()));
+    let Asked::Snapshot { ticket, stream: 0, hold_ms: 50 } = peer.asked() else { panic!("asked otherwise") };
+    peer.door.administered(ticket, AdminAnswer::SnapshotEnded);
+    assert_eq!(peer.frames().len(), 1);
+    assert_eq!(peer.send(0, &Frame::Admin { request: 2, body: end }), Ok(()));
+    let Asked::EndSnapshot { ticket, stream: 0, snapshot: 9 } = peer.asked() else {
+        panic!("asked otherwise")
+    };
+    peer.door.refused(ticket, &refusal(ErrorCode::Unavailable));
+    assert_eq!(peer.error(), (2, ErrorCode::Unavailable));
+    peer.door.drain();
+    peer.written();
+    assert_eq!(peer.send(0, &Frame::Admin { request: 3, body: begin }), Ok(()));
+    assert_eq!(peer.error(), (3, ErrorCode::Unavailable));
 }

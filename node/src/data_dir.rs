@@ -12,6 +12,7 @@
 //! `IDENTITY` last, each step durable before the next. So a directory without `IDENTITY` that has `IDENTITY.new` never
 //! held an event, unless a log in it was opened, and is formatted anew; one that has neither, but has shards, lost its `IDENTITY` and is refused.
 
+mod copy;
 mod files;
 mod format;
 
@@ -26,6 +27,7 @@ use escapement_wal::format::{EXTENT_ALIGN_BYTES, SEGMENT_HEADER_SIZE_BYTES, Supe
 use escapement_wal::{LogIdentity, OpenError};
 
 use crate::config::{ConfigError, NodeConfig};
+pub use copy::{Copied, DirCopy, DirCopyError};
 pub use files::{FileFault, IDENTITY_FORMAT, Identity};
 use files::{Keys, SECRET_SIZE_BYTES};
 

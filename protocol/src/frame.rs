@@ -27,8 +27,8 @@ mod views;
 mod writer;
 
 pub use admin::{
-    AdminAnswer, AdminRequest, LIST_COUNT_MAX, Page, ShardMapInfo, SubscriptionInfo, SubscriptionList,
-    TopicInfo, TopicList,
+    AdminAnswer, AdminRequest, LIST_COUNT_MAX, Page, SNAPSHOT_HOLD_MS_MAX, ShardCut, ShardMapInfo,
+    SnapshotInfo, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList,
 };
 pub use batch::{
     PublishBatchWriter, PushBatchWriter, encode_publish_ack, encode_publish_batch, encode_push_batch,

@@ -23,6 +23,7 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 let map = AdminAnswer::ShardMap(self.config.shard_map.clone());
                 return self.send(stream, &Frame::AdminReply { request, body: map });
             }
+            AdminRequest::Snapshot { .. } | AdminRequest::EndSnapshot { .. } => None,
             _ => {
                 match backend.read(&body) {
                     Ok(body) => self.send(stream, &Frame::AdminReply { request, body }),
@@ -39,10 +40,14 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         }
         state.requests += 1;
         let ticket = self.waiting.insert(Waiting::Admin { stream, request }) as u64;
-        backend.create(ticket, body);
+        match body {
+            AdminRequest::Snapshot { hold_ms } => backend.snapshot(ticket, stream, hold_ms),
+            AdminRequest::EndSnapshot { snapshot } => backend.end_snapshot(ticket, stream, snapshot),
+            body => backend.create(ticket, body),
+        }
     }
 
-    /// The answer to a creation.
+    /// The answer to a creation, or to what was asked of a snapshot.
     pub fn administered(&mut self, ticket: u64, body: AdminAnswer) {
         let Some(&Waiting::Admin { stream, request }) = self.waiting.get(ticket as usize) else { return };
         self.waiting.remove(ticket as usize);

@@ -73,6 +73,10 @@ pub trait Backend<S> {
     fn query(&mut self, ticket: u64, query: Query);
     /// Create a control object.
     fn create(&mut self, ticket: u64, request: AdminRequest);
+    /// Keep every shard's files as they are, for as long as `hold_ms`, the stream and [`Backend::end_snapshot`] allow.
+    fn snapshot(&mut self, ticket: u64, stream: S, hold_ms: u64);
+    /// End the snapshot of that number, and say whether the files were kept until now.
+    fn end_snapshot(&mut self, ticket: u64, stream: S, snapshot: u64);
     /// Read control objects, as they are here and now.
     fn read(&mut self, request: &AdminRequest) -> Result<AdminAnswer, Refusal>;
     /// Attach a session to a subscription.

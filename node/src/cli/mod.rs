@@ -17,6 +17,7 @@ mod publish;
 mod runs;
 mod serve;
 mod setting_flags;
+mod snapshot;
 mod subscribe;
 mod verify;
 
@@ -72,6 +73,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Check every checksum, count and reference in a data directory, without changing it
     Verify(verify::VerifyArgs),
+    /// Copy the data directory of a node that goes on serving
+    Snapshot(snapshot::SnapshotArgs),
     /// Print the versions of the program, its protocol and its formats
     Version,
     /// Print a completion script
@@ -124,6 +127,7 @@ fn execute(command: Command, program: &str, out: &Output) -> Result<(), Failure>
         Command::Cancel(args) => admin::run_cancel(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Verify(args) => verify::run(&args, out),
+        Command::Snapshot(args) => snapshot::run(&args, out),
         Command::Version => version(out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

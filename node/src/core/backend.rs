@@ -106,6 +106,14 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
         }
     }
 
+    fn snapshot(&mut self, ticket: u64, stream: S, hold_ms: u64) {
+        self.begin_snapshot(ticket, stream, hold_ms);
+    }
+
+    fn end_snapshot(&mut self, ticket: u64, stream: S, snapshot: u64) {
+        Inside::end_snapshot(self, ticket, stream, snapshot);
+    }
+
     fn read(&mut self, request: &AdminRequest) -> Result<AdminAnswer, door::Refusal> {
         let registry = self.registry();
         match request {

@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 use escapement_engine::far::{RunOp, RunTicket};
 use escapement_engine::record::HEADER_SIZE_BYTES;
 use escapement_engine::{Deadline, Effects, Input, Reply, Shard};
+use escapement_protocol::frame::ShardCut;
 use escapement_protocol::{MonoNs, Now, ShardId};
 use escapement_wal::{
     AlignedBuf, BlockContent, BlockSeq, DiskCompletion, DiskOp, FileId, LocalWal, LogError, LogUsage, OpId,
     ShardLog,
 };
+
+use super::hold::{GivenUp, Holds};
 
 /// How often a file that could not be created is tried again.
 const HEAL_EVERY_MS: u64 = 1_000;
@@ -72,6 +75,8 @@ struct Room {
     publish_size_bytes: u64,
     /// Too little to wait for the next look at the oldest segment.
     is_urgent: bool,
+    /// Nothing more can be published.
+    is_short: bool,
     /// The oldest segment is to be emptied.
     is_crowded: bool,
 }
@@ -97,6 +102,7 @@ impl Room {
         Room {
             publish_size_bytes: unused.min(alive_max.saturating_sub(live + waiting)),
             is_urgent,
+            is_short: unused == 0,
             // Twice what is alive, and a few segments besides: so appending again costs at most as much as appending.
             is_crowded: is_urgent || held > 2 * live + 4 * segment_size,
         }
@@ -109,6 +115,10 @@ pub(super) struct LoggedShard {
     shard: Shard,
     log: LocalWal,
     pub(super) effects: Effects,
+    /// Snapshots that are being made of this shard's files.
+    holds: Holds,
+    /// Runs that are no longer needed, until no snapshot reads them any more.
+    kept_runs: Vec<(RunTicket, RunOp)>,
     /// Operations on files of runs that nobody has fetched yet.
     run_ops: VecDeque<(RunTicket, RunOp)>,
     /// Of the last write to a run, for the next one: memory that was touched before costs no faults.
@@ -134,6 +144,8 @@ impl LoggedShard {
             shard,
             log,
             effects: Effects::default(),
+            holds: Holds::default(),
+            kept_runs: Vec::new(),
             run_ops: VecDeque::new(),
             run_buf: AlignedBuf::new(),
             in_flight: VecDeque::new(),
@@ -172,8 +184,60 @@ impl LoggedShard {
         if self.run_ops.is_empty() {
             self.run_ops.extend(self.effects.run_ops.drain(..));
         }
-        let (ticket, op) = self.run_ops.pop_front()?;
-        Some(disk_op(ticket, op, &mut self.run_buf))
+        loop {
+            let (ticket, op) = self.run_ops.pop_front()?;
+            // The log as a snapshot has it may still speak of a run that is closed by now.
+            if matches!(op, RunOp::Remove { .. }) && self.holds.is_any() {
+                self.kept_runs.push((ticket, op));
+                continue;
+            }
+            return Some(disk_op(ticket, op, &mut self.run_buf));
+        }
+    }
+
+    /// Keeps the files as they are for a snapshot, and says where the log stands; `None` where the shard has stopped.
+    pub(super) fn begin_hold(&mut self, snapshot: u64, until: MonoNs) -> Option<ShardCut> {
+        if self.failure.is_some() {
+            return None;
+        }
+        self.holds.begin(snapshot, until);
+        let cut = self.log.cut();
+        Some(ShardCut {
+            shard: self.id,
+            epoch: cut.epoch,
+            first_segment_id: cut.first_segment_id,
+            first_block_seq: cut.first_block_seq.0,
+            first_prev_checksum: cut.first_prev_checksum.0,
+            through_block_seq: cut.through.0,
+            end_segment_id: cut.end_segment_id,
+            end_offset: cut.end_offset,
+        })
+    }
+
+    /// Ends a snapshot; answers what had ended it before, if anything had.
+    pub(super) fn end_hold(&mut self, snapshot: u64) -> Option<GivenUp> {
+        let given_up = self.holds.end(snapshot);
+        self.remove_kept_runs();
+        given_up
+    }
+
+    fn remove_kept_runs(&mut self) {
+        if !self.holds.is_any() {
+            self.run_ops.extend(self.kept_runs.drain(..));
+        }
+    }
+
+    /// Ends snapshots that take too long, or for which publishes would be refused.
+    fn look_at_holds(&mut self, room: Room) {
+        if !self.holds.is_any() {
+            return;
+        }
+        self.holds.give_up_late(self.now.mono);
+        let oldest = self.log.usage().oldest_sealed_last_block_seq;
+        if room.is_short && oldest.is_some_and(|last| last.0 <= self.shard.releasable()) {
+            self.holds.give_up_all(GivenUp::LogFull);
+        }
+        self.remove_kept_runs();
     }
 
     /// Bytes of records that are not durable yet.
@@ -251,6 +315,8 @@ impl LoggedShard {
         self.failure = Some(failure);
         self.effects = Effects::default();
         self.run_ops.clear();
+        self.kept_runs.clear();
+        self.holds.give_up_all(GivenUp::Stopped);
         self.in_flight.clear();
     }
 
@@ -273,6 +339,7 @@ impl LoggedShard {
         self.now = now;
         self.shard.maintain(now, &mut self.effects);
         let room = self.room();
+        self.look_at_holds(room);
         // Until the next turn, room only grows but for what is published.
         self.shard.set_log_room(usize::try_from(room.publish_size_bytes).unwrap_or(usize::MAX));
         if (room.is_urgent || now.mono >= self.trim_at) && !self.draining {
@@ -298,7 +365,9 @@ impl LoggedShard {
 
     /// Frees what the log no longer needs, and decides whether its oldest segment is to be emptied.
     fn trim(&mut self) {
-        self.log.trim(BlockSeq(self.shard.releasable()));
+        if !self.holds.is_any() {
+            self.log.trim(BlockSeq(self.shard.releasable()));
+        }
         self.shard.log_trimmed(self.log.trimmed_through().0, &mut self.effects);
         if self.now.mono >= self.heal_at {
             self.heal_at = self.now.mono.plus_ms(HEAL_EVERY_MS);
@@ -377,7 +446,7 @@ impl LoggedShard {
         let has_old = || self.log.usage().oldest_sealed_last_block_seq.is_some() && self.room().is_crowded;
         let busy = !self.draining && (!self.is_synced() || self.emptying.is_some() || has_old());
         let trim = busy.then_some(self.trim_at);
-        next.mono = [next.mono, seal, trim].into_iter().flatten().min();
+        next.mono = [next.mono, seal, trim, self.holds.next_end()].into_iter().flatten().min();
         next
     }
 }

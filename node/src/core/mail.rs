@@ -2,7 +2,9 @@
 
 use escapement_engine::{AdminRequest, Message, Reply, ReplyBody, Ticket};
 use escapement_protocol::frame::{PushItem, Query};
-use escapement_protocol::{EventId, ShardId, TopicId};
+use escapement_protocol::{EventId, MonoNs, ShardId, TopicId};
+
+use super::hold::HoldAnswer;
 
 /// One thing for another core.
 #[derive(Clone, Debug)]
@@ -56,6 +58,20 @@ pub enum Parcel {
     },
     /// An answer for the door there.
     Reply(Reply),
+    /// A snapshot: every shard there keeps its files until then; or, without a moment, lets go of them.
+    Hold {
+        /// Which snapshot. Its number says which core is to be answered.
+        snapshot: u64,
+        /// How long at most.
+        until: Option<MonoNs>,
+    },
+    /// The answer to [`Parcel::Hold`].
+    HoldAnswer {
+        /// Which snapshot.
+        snapshot: u64,
+        /// The core's answer.
+        answer: HoldAnswer,
+    },
     /// Control records for a core without a serving shard.
     Objects(Box<[u8]>),
 }

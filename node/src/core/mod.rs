@@ -14,6 +14,7 @@
 
 mod backend;
 mod bare;
+mod hold;
 mod logged_shard;
 mod mail;
 
@@ -34,6 +35,7 @@ use escapement_protocol::{Epoch, ErrorCode, Now, ShardId};
 use escapement_router::{Credit, SessionId};
 use escapement_wal::{DiskCompletion, DiskOp, LocalWal};
 
+pub use hold::{GivenUp, HoldAnswer};
 use logged_shard::LoggedShard;
 pub use logged_shard::{CommitPolicy, ShardFailure};
 pub use mail::{Mail, Parcel};
@@ -84,6 +86,7 @@ pub(crate) struct Inside<S> {
     /// The registry's version that every shard here has to hold before a peer is listened to.
     least_version: u64,
     bare: bare::Bare,
+    snapshots: hold::Snapshots<S>,
     now: Now,
 }
 
@@ -144,6 +147,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             replies: VecDeque::new(),
             least_version: 0,
             bare: bare::Bare::default(),
+            snapshots: hold::Snapshots::default(),
             now: Now::default(),
             config,
         };
@@ -159,15 +163,17 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     pub fn closed(&mut self, now: Now, stream: S) {
         self.inside.now = now;
         self.door.closed(stream, &mut self.inside);
+        self.inside.end_snapshots_of(|asker| *asker == stream);
         self.settle(now);
     }
 
     /// Every stream that `which` names ended: a connection has.
     pub fn closed_where(&mut self, now: Now, which: impl Fn(&S) -> bool) {
         self.inside.now = now;
-        for stream in self.door.streams_where(which) {
+        for stream in self.door.streams_where(&which) {
             self.door.closed(stream, &mut self.inside);
         }
+        self.inside.end_snapshots_of(which);
         self.settle(now);
     }
 
@@ -243,6 +249,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                     self.inside.sessions.push(now.mono, session, item, &event);
                 }
                 Parcel::Reply(reply) => self.inside.replies.push_back(reply),
+                Parcel::Hold { snapshot, until } => self.inside.hold(snapshot, until),
+                Parcel::HoldAnswer { snapshot, answer } => self.inside.hold_answered(snapshot, answer),
                 Parcel::Objects(objects) => self.inside.take_objects(&objects),
             }
         }
@@ -280,6 +288,12 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             }
             let Some(reply) = self.inside.replies.pop_front() else { break };
             self.answer(reply);
+        }
+        while let Some((ticket, answer)) = self.inside.snapshots.answers.pop_front() {
+            match answer {
+                Ok(body) => self.door.administered(ticket, body),
+                Err(refusal) => self.door.refused(ticket, &refusal),
+            }
         }
         self.inside.now = now;
     }

@@ -52,11 +52,11 @@ fn format_shard(config: &NodeConfig, identity: &Identity, shard: ShardId) -> Res
         .map_err(|source| DataDirError::Format { shard: shard.0, source })
 }
 
-fn random<const N: usize>() -> Result<[u8; N], DataDirError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], DataDirError> {
     random_bytes().map_err(DataDirError::Random)
 }
 
-fn write_durably(path: &Path, text: &str, mode: u32) -> Result<(), DataDirError> {
+pub(super) fn write_durably(path: &Path, text: &str, mode: u32) -> Result<(), DataDirError> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
         file.write_all(text.as_bytes())?;

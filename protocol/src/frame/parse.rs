@@ -5,14 +5,14 @@ use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, Durability, ErrorFrame, EventDetail, EventInfo,
     Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items, Page, PublishAck, PublishBatch,
-    PushBatch, Query, QueryAnswer, ResultBatch, ShardCore, ShardMapInfo, Subscribe, Subscribed,
-    SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList, Welcome,
+    PushBatch, Query, QueryAnswer, ResultBatch, ShardCore, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe,
+    Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList, Welcome,
 };
 use crate::generated::wire;
 use crate::settings::Misfire;
 use crate::{
-    Epoch, EventId, FRAME_SIZE_BYTES_MAX, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings,
-    WallMs,
+    Epoch, EventId, FRAME_SIZE_BYTES_MAX, ShardId, SubscriptionId, SubscriptionSettings, TopicId,
+    TopicSettings, WallMs,
 };
 
 /// Deepest nesting of any frame is 4: `AdminReply`, a list, an entry, its settings.
@@ -206,6 +206,12 @@ fn admin_request(table: wire::Admin<'_>) -> Parsed<AdminRequest> {
     if table.body_as_shard_map().is_some() {
         return Ok(AdminRequest::ShardMap);
     }
+    if let Some(body) = table.body_as_snapshot() {
+        return Ok(AdminRequest::Snapshot { hold_ms: body.hold_ms() });
+    }
+    if let Some(body) = table.body_as_end_snapshot() {
+        return Ok(AdminRequest::EndSnapshot { snapshot: body.snapshot() });
+    }
     Err("it has no body of a known type")
 }
 
@@ -233,6 +239,14 @@ fn admin_answer(table: wire::AdminReply<'_>) -> Parsed<AdminAnswer> {
             shards: shards.iter().collect(),
         }));
     }
+    if let Some(body) = table.body_as_snapshot_held() {
+        let shards = list(body.shards(), shard_cut)?;
+        let (snapshot, hold_ms) = (body.snapshot(), body.hold_ms());
+        return Ok(AdminAnswer::SnapshotHeld(SnapshotInfo { snapshot, hold_ms, shards }));
+    }
+    if table.body_as_snapshot_ended().is_some() {
+        return Ok(AdminAnswer::SnapshotEnded);
+    }
     Err("it has no body of a known type")
 }
 
@@ -250,6 +264,20 @@ fn event_detail(table: wire::GetEventReply<'_>) -> Parsed<Option<Box<EventDetail
         task_count: table.task_count(),
         bytes,
     })))
+}
+
+fn shard_cut(table: wire::ShardCut<'_>) -> Parsed<ShardCut> {
+    let (low, high) = (table.first_prev_checksum_low(), table.first_prev_checksum_high());
+    Ok(ShardCut {
+        shard: ShardId(table.shard()),
+        epoch: Epoch(table.epoch()),
+        first_segment_id: table.first_segment_id(),
+        first_block_seq: table.first_block_seq(),
+        first_prev_checksum: u128::from(high) << 64 | u128::from(low),
+        through_block_seq: table.through_block_seq(),
+        end_segment_id: table.end_segment_id(),
+        end_offset: table.end_offset(),
+    })
 }
 
 fn list<'a, E: Follow<'a, Inner = E> + 'a, T>(

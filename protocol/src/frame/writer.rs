@@ -6,9 +6,9 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Push, UnionWIPOffset, Vect
 
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, ErrorFrame, Fixed, Frame, FrameError, FrameKind,
-    Hello, Items, Page, Prefix, Query, QueryAnswer, ShardMapInfo, Subscribe, Subscribed, SubscriptionInfo,
-    SubscriptionList, TopicInfo, TopicList, Welcome, encode_publish_ack, encode_publish_batch,
-    encode_push_batch, encode_results,
+    Hello, Items, Page, Prefix, Query, QueryAnswer, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe,
+    Subscribed, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList, Welcome, encode_publish_ack,
+    encode_publish_batch, encode_push_batch, encode_results,
 };
 use crate::generated::wire;
 use crate::{SubscriptionSettings, TopicSettings};
@@ -244,6 +244,14 @@ fn build_admin(b: &mut Builder, request: u64, body: &AdminRequest) {
             let body = wire::ShardMap::create(b, &wire::ShardMapArgs {});
             (wire::AdminBody::ShardMap, Some(body.as_union_value()))
         }
+        AdminRequest::Snapshot { hold_ms } => {
+            let body = wire::Snapshot::create(b, &wire::SnapshotArgs { hold_ms: *hold_ms });
+            (wire::AdminBody::Snapshot, Some(body.as_union_value()))
+        }
+        AdminRequest::EndSnapshot { snapshot } => {
+            let body = wire::EndSnapshot::create(b, &wire::EndSnapshotArgs { snapshot: *snapshot });
+            (wire::AdminBody::EndSnapshot, Some(body.as_union_value()))
+        }
     };
     let root = wire::Admin::create(b, &wire::AdminArgs { request, body_type, body });
     b.finish_minimal(root);
@@ -281,6 +289,16 @@ fn build_admin_reply(b: &mut Builder, request: u64, body: &AdminAnswer) {
             let body = wire::ShardMapInfo::create(b, &args);
             (wire::AdminReplyBody::ShardMapInfo, Some(body.as_union_value()))
         }
+        AdminAnswer::SnapshotHeld(SnapshotInfo { snapshot, hold_ms, shards }) => {
+            let shards = tables(b, shards, shard_cut);
+            let args = wire::SnapshotHeldArgs { snapshot: *snapshot, hold_ms: *hold_ms, shards };
+            let body = wire::SnapshotHeld::create(b, &args);
+            (wire::AdminReplyBody::SnapshotHeld, Some(body.as_union_value()))
+        }
+        AdminAnswer::SnapshotEnded => {
+            let body = wire::SnapshotEnded::create(b, &wire::SnapshotEndedArgs {});
+            (wire::AdminReplyBody::SnapshotEnded, Some(body.as_union_value()))
+        }
     };
     let root = wire::AdminReply::create(b, &wire::AdminReplyArgs { request, body_type, body });
     b.finish_minimal(root);
@@ -293,6 +311,21 @@ fn tables<T, W>(
 ) -> Option<VectorOffset<ForwardsUOffset<W>>> {
     let offsets: Vec<WIPOffset<W>> = entries.iter().map(|entry| build(b, entry)).collect();
     Some(b.create_vector(&offsets))
+}
+
+fn shard_cut(b: &mut Builder, cut: &ShardCut) -> WIPOffset<wire::ShardCut<'static>> {
+    let args = wire::ShardCutArgs {
+        shard: cut.shard.0,
+        epoch: cut.epoch.0,
+        first_segment_id: cut.first_segment_id,
+        first_block_seq: cut.first_block_seq,
+        first_prev_checksum_low: cut.first_prev_checksum as u64,
+        first_prev_checksum_high: (cut.first_prev_checksum >> 64) as u64,
+        through_block_seq: cut.through_block_seq,
+        end_segment_id: cut.end_segment_id,
+        end_offset: cut.end_offset,
+    };
+    wire::ShardCut::create(b, &args)
 }
 
 fn topic_info(b: &mut Builder, info: &TopicInfo) -> WIPOffset<wire::TopicInfo<'static>> {

@@ -10,10 +10,10 @@ pub mod wire {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_ADMIN_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_ADMIN_BODY: u8 = 7;
+pub const ENUM_MAX_ADMIN_BODY: u8 = 9;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_ADMIN_BODY: [AdminBody; 8] = [
+pub const ENUM_VALUES_ADMIN_BODY: [AdminBody; 10] = [
   AdminBody::NONE,
   AdminBody::CreateTopic,
   AdminBody::GetTopic,
@@ -22,6 +22,8 @@ pub const ENUM_VALUES_ADMIN_BODY: [AdminBody; 8] = [
   AdminBody::GetSubscription,
   AdminBody::ListSubscriptions,
   AdminBody::ShardMap,
+  AdminBody::Snapshot,
+  AdminBody::EndSnapshot,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -37,9 +39,11 @@ impl AdminBody {
   pub const GetSubscription: Self = Self(5);
   pub const ListSubscriptions: Self = Self(6);
   pub const ShardMap: Self = Self(7);
+  pub const Snapshot: Self = Self(8);
+  pub const EndSnapshot: Self = Self(9);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 7;
+  pub const ENUM_MAX: u8 = 9;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::CreateTopic,
@@ -49,6 +53,8 @@ impl AdminBody {
     Self::GetSubscription,
     Self::ListSubscriptions,
     Self::ShardMap,
+    Self::Snapshot,
+    Self::EndSnapshot,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -61,6 +67,8 @@ impl AdminBody {
       Self::GetSubscription => Some("GetSubscription"),
       Self::ListSubscriptions => Some("ListSubscriptions"),
       Self::ShardMap => Some("ShardMap"),
+      Self::Snapshot => Some("Snapshot"),
+      Self::EndSnapshot => Some("EndSnapshot"),
       _ => None,
     }
   }
@@ -120,16 +128,18 @@ pub struct AdminBodyUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_ADMIN_REPLY_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_ADMIN_REPLY_BODY: u8 = 5;
+pub const ENUM_MAX_ADMIN_REPLY_BODY: u8 = 7;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_ADMIN_REPLY_BODY: [AdminReplyBody; 6] = [
+pub const ENUM_VALUES_ADMIN_REPLY_BODY: [AdminReplyBody; 8] = [
   AdminReplyBody::NONE,
   AdminReplyBody::TopicInfo,
   AdminReplyBody::TopicList,
   AdminReplyBody::SubscriptionInfo,
   AdminReplyBody::SubscriptionList,
   AdminReplyBody::ShardMapInfo,
+  AdminReplyBody::SnapshotHeld,
+  AdminReplyBody::SnapshotEnded,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -143,9 +153,11 @@ impl AdminReplyBody {
   pub const SubscriptionInfo: Self = Self(3);
   pub const SubscriptionList: Self = Self(4);
   pub const ShardMapInfo: Self = Self(5);
+  pub const SnapshotHeld: Self = Self(6);
+  pub const SnapshotEnded: Self = Self(7);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 5;
+  pub const ENUM_MAX: u8 = 7;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::TopicInfo,
@@ -153,6 +165,8 @@ impl AdminReplyBody {
     Self::SubscriptionInfo,
     Self::SubscriptionList,
     Self::ShardMapInfo,
+    Self::SnapshotHeld,
+    Self::SnapshotEnded,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -163,6 +177,8 @@ impl AdminReplyBody {
       Self::SubscriptionInfo => Some("SubscriptionInfo"),
       Self::SubscriptionList => Some("SubscriptionList"),
       Self::ShardMapInfo => Some("ShardMapInfo"),
+      Self::SnapshotHeld => Some("SnapshotHeld"),
+      Self::SnapshotEnded => Some("SnapshotEnded"),
       _ => None,
     }
   }
@@ -5533,6 +5549,198 @@ impl ::core::fmt::Debug for ShardMap<'_> {
       ds.finish()
   }
 }
+pub enum SnapshotOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Snapshot<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Snapshot<'a> {
+  type Inner = Snapshot<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Snapshot<'a> {
+  pub const VT_HOLD_MS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Snapshot { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SnapshotArgs
+  ) -> ::flatbuffers::WIPOffset<Snapshot<'bldr>> {
+    let mut builder = SnapshotBuilder::new(_fbb);
+    builder.add_hold_ms(args.hold_ms);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn hold_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Snapshot::VT_HOLD_MS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Snapshot<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("hold_ms", Self::VT_HOLD_MS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SnapshotArgs {
+    pub hold_ms: u64,
+}
+impl<'a> Default for SnapshotArgs {
+  #[inline]
+  fn default() -> Self {
+    SnapshotArgs {
+      hold_ms: 0,
+    }
+  }
+}
+
+pub struct SnapshotBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SnapshotBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_hold_ms(&mut self, hold_ms: u64) {
+    self.fbb_.push_slot::<u64>(Snapshot::VT_HOLD_MS, hold_ms, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SnapshotBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SnapshotBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Snapshot<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Snapshot<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Snapshot");
+      ds.field("hold_ms", &self.hold_ms());
+      ds.finish()
+  }
+}
+pub enum EndSnapshotOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct EndSnapshot<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for EndSnapshot<'a> {
+  type Inner = EndSnapshot<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> EndSnapshot<'a> {
+  pub const VT_SNAPSHOT: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    EndSnapshot { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EndSnapshotArgs
+  ) -> ::flatbuffers::WIPOffset<EndSnapshot<'bldr>> {
+    let mut builder = EndSnapshotBuilder::new(_fbb);
+    builder.add_snapshot(args.snapshot);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn snapshot(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(EndSnapshot::VT_SNAPSHOT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for EndSnapshot<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("snapshot", Self::VT_SNAPSHOT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EndSnapshotArgs {
+    pub snapshot: u64,
+}
+impl<'a> Default for EndSnapshotArgs {
+  #[inline]
+  fn default() -> Self {
+    EndSnapshotArgs {
+      snapshot: 0,
+    }
+  }
+}
+
+pub struct EndSnapshotBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EndSnapshotBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_snapshot(&mut self, snapshot: u64) {
+    self.fbb_.push_slot::<u64>(EndSnapshot::VT_SNAPSHOT, snapshot, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EndSnapshotBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EndSnapshotBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<EndSnapshot<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for EndSnapshot<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("EndSnapshot");
+      ds.field("snapshot", &self.snapshot());
+      ds.finish()
+  }
+}
 pub enum AdminOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -5696,6 +5904,36 @@ impl<'a> Admin<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_snapshot(&self) -> Option<Snapshot<'a>> {
+    if self.body_type() == AdminBody::Snapshot {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Snapshot::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_end_snapshot(&self) -> Option<EndSnapshot<'a>> {
+    if self.body_type() == AdminBody::EndSnapshot {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { EndSnapshot::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Admin<'_> {
@@ -5714,6 +5952,8 @@ impl ::flatbuffers::Verifiable for Admin<'_> {
           AdminBody::GetSubscription => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<GetSubscription>>("AdminBody::GetSubscription", pos),
           AdminBody::ListSubscriptions => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ListSubscriptions>>("AdminBody::ListSubscriptions", pos),
           AdminBody::ShardMap => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ShardMap>>("AdminBody::ShardMap", pos),
+          AdminBody::Snapshot => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Snapshot>>("AdminBody::Snapshot", pos),
+          AdminBody::EndSnapshot => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<EndSnapshot>>("AdminBody::EndSnapshot", pos),
           _ => Ok(()),
         }
      })?
@@ -5819,6 +6059,20 @@ impl ::core::fmt::Debug for Admin<'_> {
         },
         AdminBody::ShardMap => {
           if let Some(x) = self.body_as_shard_map() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        AdminBody::Snapshot => {
+          if let Some(x) = self.body_as_snapshot() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        AdminBody::EndSnapshot => {
+          if let Some(x) = self.body_as_end_snapshot() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -6482,6 +6736,447 @@ impl ::core::fmt::Debug for ShardMapInfo<'_> {
       ds.finish()
   }
 }
+pub enum ShardCutOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// One shard's part of a snapshot: its log from one block through another, and where both are.
+pub struct ShardCut<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ShardCut<'a> {
+  type Inner = ShardCut<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ShardCut<'a> {
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FIRST_SEGMENT_ID: ::flatbuffers::VOffsetT = 8;
+  pub const VT_FIRST_BLOCK_SEQ: ::flatbuffers::VOffsetT = 10;
+  pub const VT_FIRST_PREV_CHECKSUM_LOW: ::flatbuffers::VOffsetT = 12;
+  pub const VT_FIRST_PREV_CHECKSUM_HIGH: ::flatbuffers::VOffsetT = 14;
+  pub const VT_THROUGH_BLOCK_SEQ: ::flatbuffers::VOffsetT = 16;
+  pub const VT_END_SEGMENT_ID: ::flatbuffers::VOffsetT = 18;
+  pub const VT_END_OFFSET: ::flatbuffers::VOffsetT = 20;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ShardCut { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ShardCutArgs
+  ) -> ::flatbuffers::WIPOffset<ShardCut<'bldr>> {
+    let mut builder = ShardCutBuilder::new(_fbb);
+    builder.add_end_segment_id(args.end_segment_id);
+    builder.add_through_block_seq(args.through_block_seq);
+    builder.add_first_prev_checksum_high(args.first_prev_checksum_high);
+    builder.add_first_prev_checksum_low(args.first_prev_checksum_low);
+    builder.add_first_block_seq(args.first_block_seq);
+    builder.add_first_segment_id(args.first_segment_id);
+    builder.add_end_offset(args.end_offset);
+    builder.add_epoch(args.epoch);
+    builder.add_shard(args.shard);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(ShardCut::VT_SHARD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn epoch(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShardCut::VT_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn first_segment_id(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardCut::VT_FIRST_SEGMENT_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn first_block_seq(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardCut::VT_FIRST_BLOCK_SEQ, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn first_prev_checksum_low(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardCut::VT_FIRST_PREV_CHECKSUM_LOW, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn first_prev_checksum_high(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardCut::VT_FIRST_PREV_CHECKSUM_HIGH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn through_block_seq(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardCut::VT_THROUGH_BLOCK_SEQ, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn end_segment_id(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardCut::VT_END_SEGMENT_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn end_offset(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShardCut::VT_END_OFFSET, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ShardCut<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
+     .visit_field::<u64>("first_segment_id", Self::VT_FIRST_SEGMENT_ID, false)?
+     .visit_field::<u64>("first_block_seq", Self::VT_FIRST_BLOCK_SEQ, false)?
+     .visit_field::<u64>("first_prev_checksum_low", Self::VT_FIRST_PREV_CHECKSUM_LOW, false)?
+     .visit_field::<u64>("first_prev_checksum_high", Self::VT_FIRST_PREV_CHECKSUM_HIGH, false)?
+     .visit_field::<u64>("through_block_seq", Self::VT_THROUGH_BLOCK_SEQ, false)?
+     .visit_field::<u64>("end_segment_id", Self::VT_END_SEGMENT_ID, false)?
+     .visit_field::<u32>("end_offset", Self::VT_END_OFFSET, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ShardCutArgs {
+    pub shard: u16,
+    pub epoch: u32,
+    pub first_segment_id: u64,
+    pub first_block_seq: u64,
+    pub first_prev_checksum_low: u64,
+    pub first_prev_checksum_high: u64,
+    pub through_block_seq: u64,
+    pub end_segment_id: u64,
+    pub end_offset: u32,
+}
+impl<'a> Default for ShardCutArgs {
+  #[inline]
+  fn default() -> Self {
+    ShardCutArgs {
+      shard: 0,
+      epoch: 0,
+      first_segment_id: 0,
+      first_block_seq: 0,
+      first_prev_checksum_low: 0,
+      first_prev_checksum_high: 0,
+      through_block_seq: 0,
+      end_segment_id: 0,
+      end_offset: 0,
+    }
+  }
+}
+
+pub struct ShardCutBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardCutBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(ShardCut::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn add_epoch(&mut self, epoch: u32) {
+    self.fbb_.push_slot::<u32>(ShardCut::VT_EPOCH, epoch, 0);
+  }
+  #[inline]
+  pub fn add_first_segment_id(&mut self, first_segment_id: u64) {
+    self.fbb_.push_slot::<u64>(ShardCut::VT_FIRST_SEGMENT_ID, first_segment_id, 0);
+  }
+  #[inline]
+  pub fn add_first_block_seq(&mut self, first_block_seq: u64) {
+    self.fbb_.push_slot::<u64>(ShardCut::VT_FIRST_BLOCK_SEQ, first_block_seq, 0);
+  }
+  #[inline]
+  pub fn add_first_prev_checksum_low(&mut self, first_prev_checksum_low: u64) {
+    self.fbb_.push_slot::<u64>(ShardCut::VT_FIRST_PREV_CHECKSUM_LOW, first_prev_checksum_low, 0);
+  }
+  #[inline]
+  pub fn add_first_prev_checksum_high(&mut self, first_prev_checksum_high: u64) {
+    self.fbb_.push_slot::<u64>(ShardCut::VT_FIRST_PREV_CHECKSUM_HIGH, first_prev_checksum_high, 0);
+  }
+  #[inline]
+  pub fn add_through_block_seq(&mut self, through_block_seq: u64) {
+    self.fbb_.push_slot::<u64>(ShardCut::VT_THROUGH_BLOCK_SEQ, through_block_seq, 0);
+  }
+  #[inline]
+  pub fn add_end_segment_id(&mut self, end_segment_id: u64) {
+    self.fbb_.push_slot::<u64>(ShardCut::VT_END_SEGMENT_ID, end_segment_id, 0);
+  }
+  #[inline]
+  pub fn add_end_offset(&mut self, end_offset: u32) {
+    self.fbb_.push_slot::<u32>(ShardCut::VT_END_OFFSET, end_offset, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardCutBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ShardCutBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ShardCut<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ShardCut<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ShardCut");
+      ds.field("shard", &self.shard());
+      ds.field("epoch", &self.epoch());
+      ds.field("first_segment_id", &self.first_segment_id());
+      ds.field("first_block_seq", &self.first_block_seq());
+      ds.field("first_prev_checksum_low", &self.first_prev_checksum_low());
+      ds.field("first_prev_checksum_high", &self.first_prev_checksum_high());
+      ds.field("through_block_seq", &self.through_block_seq());
+      ds.field("end_segment_id", &self.end_segment_id());
+      ds.field("end_offset", &self.end_offset());
+      ds.finish()
+  }
+}
+pub enum SnapshotHeldOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SnapshotHeld<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SnapshotHeld<'a> {
+  type Inner = SnapshotHeld<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SnapshotHeld<'a> {
+  pub const VT_SNAPSHOT: ::flatbuffers::VOffsetT = 4;
+  pub const VT_HOLD_MS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SHARDS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SnapshotHeld { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SnapshotHeldArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SnapshotHeld<'bldr>> {
+    let mut builder = SnapshotHeldBuilder::new(_fbb);
+    builder.add_hold_ms(args.hold_ms);
+    builder.add_snapshot(args.snapshot);
+    if let Some(x) = args.shards { builder.add_shards(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn snapshot(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SnapshotHeld::VT_SNAPSHOT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn hold_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SnapshotHeld::VT_HOLD_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn shards(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardCut<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardCut>>>>(SnapshotHeld::VT_SHARDS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SnapshotHeld<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("snapshot", Self::VT_SNAPSHOT, false)?
+     .visit_field::<u64>("hold_ms", Self::VT_HOLD_MS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ShardCut>>>>("shards", Self::VT_SHARDS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SnapshotHeldArgs<'a> {
+    pub snapshot: u64,
+    pub hold_ms: u64,
+    pub shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardCut<'a>>>>>,
+}
+impl<'a> Default for SnapshotHeldArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SnapshotHeldArgs {
+      snapshot: 0,
+      hold_ms: 0,
+      shards: None,
+    }
+  }
+}
+
+pub struct SnapshotHeldBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SnapshotHeldBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_snapshot(&mut self, snapshot: u64) {
+    self.fbb_.push_slot::<u64>(SnapshotHeld::VT_SNAPSHOT, snapshot, 0);
+  }
+  #[inline]
+  pub fn add_hold_ms(&mut self, hold_ms: u64) {
+    self.fbb_.push_slot::<u64>(SnapshotHeld::VT_HOLD_MS, hold_ms, 0);
+  }
+  #[inline]
+  pub fn add_shards(&mut self, shards: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ShardCut<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SnapshotHeld::VT_SHARDS, shards);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SnapshotHeldBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SnapshotHeldBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SnapshotHeld<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SnapshotHeld<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SnapshotHeld");
+      ds.field("snapshot", &self.snapshot());
+      ds.field("hold_ms", &self.hold_ms());
+      ds.field("shards", &self.shards());
+      ds.finish()
+  }
+}
+pub enum SnapshotEndedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SnapshotEnded<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SnapshotEnded<'a> {
+  type Inner = SnapshotEnded<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SnapshotEnded<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SnapshotEnded { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args SnapshotEndedArgs
+  ) -> ::flatbuffers::WIPOffset<SnapshotEnded<'bldr>> {
+    let mut builder = SnapshotEndedBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for SnapshotEnded<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SnapshotEndedArgs {
+}
+impl<'a> Default for SnapshotEndedArgs {
+  #[inline]
+  fn default() -> Self {
+    SnapshotEndedArgs {
+    }
+  }
+}
+
+pub struct SnapshotEndedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SnapshotEndedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SnapshotEndedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SnapshotEndedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SnapshotEnded<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SnapshotEnded<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SnapshotEnded");
+      ds.finish()
+  }
+}
 pub enum AdminReplyOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -6615,6 +7310,36 @@ impl<'a> AdminReply<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_snapshot_held(&self) -> Option<SnapshotHeld<'a>> {
+    if self.body_type() == AdminReplyBody::SnapshotHeld {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SnapshotHeld::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_snapshot_ended(&self) -> Option<SnapshotEnded<'a>> {
+    if self.body_type() == AdminReplyBody::SnapshotEnded {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SnapshotEnded::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for AdminReply<'_> {
@@ -6631,6 +7356,8 @@ impl ::flatbuffers::Verifiable for AdminReply<'_> {
           AdminReplyBody::SubscriptionInfo => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SubscriptionInfo>>("AdminReplyBody::SubscriptionInfo", pos),
           AdminReplyBody::SubscriptionList => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SubscriptionList>>("AdminReplyBody::SubscriptionList", pos),
           AdminReplyBody::ShardMapInfo => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ShardMapInfo>>("AdminReplyBody::ShardMapInfo", pos),
+          AdminReplyBody::SnapshotHeld => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SnapshotHeld>>("AdminReplyBody::SnapshotHeld", pos),
+          AdminReplyBody::SnapshotEnded => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SnapshotEnded>>("AdminReplyBody::SnapshotEnded", pos),
           _ => Ok(()),
         }
      })?
@@ -6722,6 +7449,20 @@ impl ::core::fmt::Debug for AdminReply<'_> {
         },
         AdminReplyBody::ShardMapInfo => {
           if let Some(x) = self.body_as_shard_map_info() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        AdminReplyBody::SnapshotHeld => {
+          if let Some(x) = self.body_as_snapshot_held() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        AdminReplyBody::SnapshotEnded => {
+          if let Some(x) = self.body_as_snapshot_ended() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -111,6 +111,20 @@ fn subscription_info() -> SubscriptionInfo {
     SubscriptionInfo { subscription: SubscriptionId(9), topic: TopicId(3), version: 2, settings }
 }
 
+fn snapshot_info() -> SnapshotInfo {
+    let cut = ShardCut {
+        shard: ShardId(1),
+        epoch: Epoch(4),
+        first_segment_id: 9,
+        first_block_seq: 1_000,
+        first_prev_checksum: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100,
+        through_block_seq: 1_234,
+        end_segment_id: 12,
+        end_offset: 8_192,
+    };
+    SnapshotInfo { snapshot: 5, hold_ms: 600_000, shards: vec![cut] }
+}
+
 fn data_frames() -> Vec<(&'static str, Frame<'static>)> {
     let events = Events::new(&EVENTS, 3).expect("three events");
     vec![
@@ -151,6 +165,8 @@ fn admin_frames() -> Vec<(&'static str, Frame<'static>)> {
         ("14-admin-get-subscription", AdminRequest::GetSubscription { name: "billing".into() }),
         ("14-admin-list-subscriptions", AdminRequest::ListSubscriptions(page)),
         ("14-admin-shard-map", AdminRequest::ShardMap),
+        ("14-admin-snapshot", AdminRequest::Snapshot { hold_ms: 600_000 }),
+        ("14-admin-end-snapshot", AdminRequest::EndSnapshot { snapshot: 5 }),
     ];
     let answers = [
         ("15-admin-reply-topic", AdminAnswer::Topic(topic.clone())),
@@ -164,6 +180,8 @@ fn admin_frames() -> Vec<(&'static str, Frame<'static>)> {
             AdminAnswer::Subscriptions(SubscriptionList { subscriptions: vec![subscription], more: false }),
         ),
         ("15-admin-reply-shard-map", AdminAnswer::ShardMap(shard_map)),
+        ("15-admin-reply-snapshot-held", AdminAnswer::SnapshotHeld(snapshot_info())),
+        ("15-admin-reply-snapshot-ended", AdminAnswer::SnapshotEnded),
     ];
     let requests = requests.into_iter().map(|(name, body)| (name, Frame::Admin { request: 7, body }));
     let answers = answers.into_iter().map(|(name, body)| (name, Frame::AdminReply { request: 7, body }));
