@@ -66,6 +66,7 @@ fn a_thousand_crashes_break_no_promise() {
     assert!(counts.crashes >= CAMPAIGN_CRASH_COUNT, "{counts:?}");
     assert!(counts.recovery_crashes > 0 && counts.restarts > 0, "{counts:?}");
     assert!(counts.events > 0 && counts.pushes > counts.events / 2, "{counts:?}");
+    assert!(counts.snapshots > 10, "{counts:?}");
 }
 
 #[test]
@@ -162,4 +163,5 @@ found! {
     answers_on_another_stream_are_noticed: AnswersAstray within 10;
     a_clock_that_lags_behind_expiries_is_noticed: ClockStale within 60;
     a_policy_that_is_not_the_subscriptions_is_noticed: PolicyAltered within 30;
+    files_that_are_let_go_while_they_are_copied_are_noticed: FilesLetGo within 200;
 }

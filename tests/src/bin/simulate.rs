@@ -78,7 +78,7 @@ fn arguments() -> Result<Arguments, String> {
 fn report(counts: &Counts, started: Instant) -> String {
     let seconds = started.elapsed().as_secs_f64();
     format!(
-        "{} seeds, {} crashes ({} in recovery), {} restarts, {} events, {} pushes, {} turns, {} QUIC connections, \
+        "{} seeds, {} crashes ({} in recovery), {} restarts, {} events, {} pushes, {} turns, {} snapshots, {} QUIC connections, \
          {} datagrams in {seconds:.1} s: \
          {:.0} seeds/s, {:.0} crashes/s",
         counts.seeds,
@@ -88,6 +88,7 @@ fn report(counts: &Counts, started: Instant) -> String {
         counts.events,
         counts.pushes,
         counts.turns,
+        counts.snapshots,
         counts.connections,
         counts.datagrams,
         counts.seeds as f64 / seconds,

@@ -58,6 +58,8 @@ pub enum Bug {
     ClockStale,
     /// Requests to create a subscription lose their misfire policy on the way, and get another.
     PolicyAltered,
+    /// A node is told that its files are copied before they are.
+    FilesLetGo,
 }
 
 impl Bug {
@@ -88,6 +90,7 @@ impl Bug {
         Bug::AnswersAstray,
         Bug::ClockStale,
         Bug::PolicyAltered,
+        Bug::FilesLetGo,
     ];
 
     /// The one with this name, as it is written here.

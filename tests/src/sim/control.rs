@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use escapement_protocol::frame::{
     AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelVerdict, Frame, FrameError, Hello, Items,
-    PushItem, QueryAnswer,
+    PushItem, QueryAnswer, SnapshotInfo,
 };
 use escapement_protocol::settings::TopicSettings;
 use escapement_protocol::{EventId, FrameDecoder, FrameWriter, Misfire, PROTOCOL_VERSION, TopicId};
@@ -24,6 +24,8 @@ pub(super) enum Received {
     CancelReply { request: u64, verdicts: Vec<CancelVerdict> },
     AdminReply { request: u64, topic: Option<TopicId> },
     QueryReply { request: u64, answer: QueryAnswer },
+    SnapshotHeld(SnapshotInfo),
+    SnapshotEnded,
     Error { request: u64 },
     Other,
 }
@@ -50,6 +52,8 @@ pub(super) fn received(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<Vec<R
             Frame::CancelReply(reply) => {
                 Received::CancelReply { request: reply.request, verdicts: reply.verdicts.iter().collect() }
             }
+            Frame::AdminReply { body: AdminAnswer::SnapshotHeld(held), .. } => Received::SnapshotHeld(held),
+            Frame::AdminReply { body: AdminAnswer::SnapshotEnded, .. } => Received::SnapshotEnded,
             Frame::AdminReply { request, body } => Received::AdminReply {
                 request,
                 topic: match body {

@@ -6,7 +6,7 @@
 //!
 //! * [`plan`](self): what a seed's run consists of, drawn before it begins;
 //! * `world`, `node`, `net`: the environment, and the node in it, one incarnation after another;
-//! * `publisher`, `subscriber`, `control`, `reader`: clients that speak frames;
+//! * `publisher`, `subscriber`, `control`, `reader`, `copier`: clients that speak frames;
 //! * `judge`: what was promised, what came, and whether that is the same.
 //!
 //! `docs/internals/simulation.md` says what is faulted and what is checked.
@@ -14,6 +14,7 @@
 mod bug;
 mod clock;
 mod control;
+mod copier;
 mod judge;
 mod net;
 mod node;
@@ -63,6 +64,8 @@ pub struct Counts {
     pub connections: u64,
     /// Datagrams sent, either way.
     pub datagrams: u64,
+    /// Snapshots taken, confirmed by the node, and opened.
+    pub snapshots: u64,
 }
 
 impl Counts {
@@ -77,6 +80,7 @@ impl Counts {
         self.turns += other.turns;
         self.connections += other.connections;
         self.datagrams += other.datagrams;
+        self.snapshots += other.snapshots;
     }
 }
 

@@ -13,6 +13,9 @@ pub(super) const START_WALL_MS: u64 = 1_795_000_000_000;
 /// One in so many seeds runs over QUIC: a handshake costs as much as some hundred turns.
 const QUIC_ONE_IN: u64 = 8;
 
+/// One in so many seeds takes snapshots.
+const SNAPSHOTS_ONE_IN: u64 = 7;
+
 /// One subscriber's process.
 #[derive(Clone, Debug)]
 pub(super) struct SubscriberPlan {
@@ -73,6 +76,8 @@ pub(super) struct Plan {
     pub(super) horizon_ms: u64,
     /// Bytes of far-future events that make a run.
     pub(super) run_size_bytes: usize,
+    /// Whether snapshots are taken.
+    pub(super) snapshots: bool,
     /// Whether clients speak QUIC, over datagrams, or below it, over streams.
     pub(super) quic: bool,
     /// Whether some events have a ttl.
@@ -216,6 +221,7 @@ impl Plan {
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),
             has_ttls: matches!(seed % 7, 2 | 5),
             has_standstills,
+            snapshots: seed % SNAPSHOTS_ONE_IN == SNAPSHOTS_ONE_IN - 1,
             quic: seed % QUIC_ONE_IN == QUIC_ONE_IN - 1,
         }
     }

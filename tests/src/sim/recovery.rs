@@ -21,7 +21,7 @@ use super::bug::{Bug, Unsynced};
 use super::node::Node;
 use super::world::{Happening, NS_PER_MS, World};
 
-const CLUSTER: u64 = 7;
+pub(super) const CLUSTER: u64 = 7;
 
 /// A shard's disk, and what is known of what was written to it.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ impl World {
         self.queue.push(self.now_ns + after_ns, Happening::Boot);
     }
 
-    fn shard_config(&self, shard: u16) -> ShardConfig {
+    pub(super) fn shard_config(&self, shard: u16) -> ShardConfig {
         ShardConfig {
             shard: ShardId(shard),
             shard_count: self.plan.shards,

@@ -8,6 +8,7 @@ use escapement_wal::memory::{Faults, Rng};
 
 use super::clock::Clocks;
 use super::control::{Admin, Canceller};
+use super::copier::Copier;
 use super::judge::Judge;
 use super::net::{Mark, Net, connection_of, stream_of};
 use super::node::{Crash, Node};
@@ -36,6 +37,7 @@ pub(super) enum Who {
     Admin,
     Canceller,
     Reader,
+    Copier,
 }
 
 /// Something that happens at a moment.
@@ -118,6 +120,7 @@ pub(super) struct World {
     pub(super) admin: Admin,
     pub(super) canceller: Canceller,
     pub(super) reader: Reader,
+    pub(super) copier: Copier,
     /// Events handed to publishers so far.
     pub(super) handed_out: u64,
     /// Points until the next crash.
@@ -147,6 +150,7 @@ impl World {
             admin: Admin::new(&plan),
             canceller: Canceller::default(),
             reader: Reader::new(seed),
+            copier: Copier::new(seed),
             crashes_left: plan.crashes,
             plan,
             rng,
@@ -181,6 +185,9 @@ impl World {
         }
         if self.plan.reads {
             self.wake(Who::Reader, 10);
+        }
+        if self.plan.snapshots {
+            self.wake(Who::Copier, 50);
         }
         self.queue.push(self.now_ns + 5 * NS_PER_MS, Happening::Fault);
     }
@@ -321,6 +328,7 @@ impl World {
             Happening::Wake(Who::Admin) => self.admin_wakes(),
             Happening::Wake(Who::Canceller) => self.canceller_wakes(),
             Happening::Wake(Who::Reader) => self.reader_wakes(),
+            Happening::Wake(Who::Copier) => self.copier_wakes(),
             Happening::ResultDue { subscriber, epoch, tag } => self.result_due(subscriber, epoch, tag),
             Happening::Boot => self.boot(),
             Happening::Fault => self.fault(),
@@ -478,6 +486,7 @@ impl World {
             Who::Admin => self.admin_frame(stream, &frame),
             Who::Canceller => self.canceller_frame(stream, incarnation, frame),
             Who::Reader => self.reader_frame(stream, incarnation, frame),
+            Who::Copier => self.copier_frame(stream, frame),
         }
     }
 
@@ -495,6 +504,7 @@ impl World {
             Who::Admin => self.admin.cut(connection),
             Who::Canceller => self.canceller.cut(connection),
             Who::Reader => self.reader.cut(connection),
+            Who::Copier => self.copier.cut(connection),
         }
     }
 
