@@ -12,3 +12,4 @@ pub mod powercut;
 pub mod race;
 pub mod recovery;
 pub mod sim;
+pub mod small_disk;

@@ -11,7 +11,7 @@
 mod cut;
 mod load;
 mod log;
-mod rig;
+pub(crate) mod rig;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -31,6 +31,9 @@ pub struct WalConfig {
     pub extent_size_bytes_max: usize,
     /// Segment files, besides the first, that formatting prepares. At least 1.
     pub spare_count: u32,
+    /// Segment files that hold nothing needed and are kept ready, as far as the log's size allows. At least 1. A disk that is
+    /// full is noticed when another can't be created: these are there then, for what ends events and frees segments.
+    pub ahead_count: u32,
     /// Most bytes of segment files; at least two files are kept. A restart may change it.
     pub log_size_bytes_max: u64,
     /// Most blocks in flight, 1 to 4. A restart may change it.
@@ -46,6 +49,7 @@ impl Default for WalConfig {
             segment_size_bytes: 64 * 1024 * 1024,
             extent_size_bytes_max: EXTENT_SIZE_BYTES_MAX,
             spare_count: 2,
+            ahead_count: 3,
             log_size_bytes_max: 64 * 64 * 1024 * 1024,
             in_flight_count_max: IN_FLIGHT_COUNT_MAX,
             accept_loss: None,
@@ -61,13 +65,14 @@ impl fmt::Display for LogIdentity {
 }
 
 impl WalConfig {
-    /// Sizes so small that a test soon meets every edge: segments of 64 KiB, blocks up to 16 KiB, 8 segments.
+    /// Sizes so small that a test soon meets every edge: segments of 64 KiB, one of them ahead, blocks up to 16 KiB, 8 segments.
     #[must_use]
     pub fn tiny() -> WalConfig {
         WalConfig {
             segment_size_bytes: 64 * 1024,
             extent_size_bytes_max: 16 * 1024,
             spare_count: 1,
+            ahead_count: 1,
             log_size_bytes_max: 8 * 64 * 1024,
             ..WalConfig::default()
         }
@@ -98,6 +103,8 @@ impl WalConfig {
             Some("segment_size_bytes must hold its header and the largest extent")
         } else if !(1..=IN_FLIGHT_COUNT_MAX).contains(&self.in_flight_count_max) {
             Some("in_flight_count_max must be 1 to 4")
+        } else if self.ahead_count == 0 {
+            Some("ahead_count must be at least 1")
         } else if self.spare_count == 0 {
             Some("spare_count must be at least 1")
         } else {

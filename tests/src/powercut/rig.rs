@@ -12,19 +12,23 @@ const TOOLS: [&str; 5] = ["qemu-storage-daemon", "losetup", "mkfs.ext4", "mount"
 
 /// Why power cuts can't be made here.
 pub fn missing() -> Option<String> {
+    lacking(&TOOLS, &["/dev/fuse", "/dev/loop-control"])
+}
+
+/// Which of these tools is not installed, or which of these devices can't be opened.
+pub(crate) fn lacking(tools: &[&str], devices: &[&str]) -> Option<String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> =
         std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
-    if let Some(tool) = TOOLS.iter().find(|tool| !dirs.iter().any(|dir| dir.join(tool).exists())) {
+    if let Some(tool) = tools.iter().find(|tool| !dirs.iter().any(|dir| dir.join(tool).exists())) {
         return Some(format!("{tool} is not installed"));
     }
-    let devices = ["/dev/fuse", "/dev/loop-control"];
     let closed = devices.iter().find(|path| File::options().read(true).write(true).open(path).is_err());
     closed.map(|path| format!("{path} can't be opened: that takes root, and a kernel with it"))
 }
 
 /// Runs a tool to its end.
-pub(super) fn tool(name: &str, args: &[&str]) -> Result<String, String> {
+pub(crate) fn tool(name: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(name).args(args).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("{name}: {error}"))?;
     if output.status.success() {
@@ -33,19 +37,19 @@ pub(super) fn tool(name: &str, args: &[&str]) -> Result<String, String> {
     Err(format!("{name} {args:?}: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
 /// A mounted file system. Unmounted when dropped.
 #[derive(Debug)]
-pub(super) struct Mount {
-    pub(super) path: PathBuf,
+pub(crate) struct Mount {
+    pub(crate) path: PathBuf,
 }
 
 impl Mount {
     /// Mounts a device, or an image through a loop device that goes with the mount.
-    pub(super) fn new(device: &Path, path: &Path, options: &str) -> Result<Mount, String> {
+    pub(crate) fn new(device: &Path, path: &Path, options: &str) -> Result<Mount, String> {
         std::fs::create_dir_all(path).map_err(|error| error.to_string())?;
         tool("mount", &["-t", "ext4", "-o", options, text(device), text(path)])?;
         Ok(Mount { path: path.to_owned() })

@@ -78,6 +78,8 @@ pub(crate) struct Space {
     pub(crate) segment_size_bytes: u32,
     pub(crate) extent_size_bytes_max: u32,
     pub(crate) slot_count_max: u64,
+    /// Slots that hold nothing needed, from which on no file is created.
+    pub(crate) ahead_count: usize,
     /// Consecutive ids, oldest first; the last is the one written to.
     pub(crate) live: VecDeque<Segment>,
     pub(crate) next: Next,
@@ -148,14 +150,13 @@ impl Space {
         if self.next == Next::Absent { self.reusable.pop_front() } else { None }
     }
 
-    /// The number of a file to create, where the next segment will be needed soon and no slot is left for it.
+    /// The number of a file to create, where the next segment will be needed soon and few slots are left for those after it.
     pub(crate) fn slot_to_create(&self) -> Option<u32> {
         let half_full = self.current().used_bytes >= self.segment_size_bytes / 2;
+        let ahead_count = usize::from(self.next != Next::Absent) + self.reusable.len() + self.retiring.len();
         let wanted = (half_full || !self.fits_current(self.extent_size_bytes_max))
-            && self.next == Next::Absent
             && self.creating.is_none()
-            && self.reusable.is_empty()
-            && self.retiring.is_empty();
+            && ahead_count < self.ahead_count;
         (wanted && self.may_create()).then_some(self.slot_count)
     }
 

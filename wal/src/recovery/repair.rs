@@ -227,6 +227,7 @@ impl Recovery {
             segment_size_bytes: self.config.segment_size_bytes as u32,
             extent_size_bytes_max: self.config.extent_size_bytes_max as u32,
             slot_count_max: self.config.slot_count_max(),
+            ahead_count: self.config.ahead_count as usize,
             live: std::mem::take(&mut self.live).into(),
             next,
             reusable,
