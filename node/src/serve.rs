@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use crate::cores::{Cores, Seat, Shared, Started};
 use crate::data_dir::DataDir;
 use crate::io::{self, BindError, CoreSetup, CoreSocket, HostError, HostKind, NodeClock, StartAhead};
 use crate::open_files::explained;
+use crate::progress::{Progress, told};
 use crate::run::{CoreEnd, CoreThread};
 use crate::runs::{RunDirectory, remove_left_over};
 
@@ -48,6 +50,8 @@ pub struct Ready {
     pub addr: SocketAddr,
     /// SHA-256 of its certificate, in lower-case hexadecimal: what clients pin.
     pub cert_sha256: String,
+    /// How long the start took, in ms.
+    pub start_ms: u64,
 }
 
 /// How serving ended.
@@ -174,7 +178,8 @@ fn serve_with(
     };
     let cores = Cores::start(&shared, (0..core_count).map(seat).zip(plans).collect(), body)?;
     control.attach(&shared);
-    on_ready(&Ready { addr, cert_sha256: tls.fingerprint() });
+    let start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    on_ready(&Ready { addr, cert_sha256: tls.fingerprint(), start_ms });
     let mut clock_notice = ClockNotice::default();
     cores.wait(LOOK_EVERY, || {
         if let Some(notice) = clock_notice.of(clock.status()) {
@@ -244,7 +249,10 @@ fn recover(
     let wal = wal_config(config, shard_count);
     let memory_bytes_max = (config.memory_bytes(shard_count) / u64::from(shard_count)) as usize;
     let seed = u64::from_le_bytes(io::random_bytes().map_err(ServeError::Random)?);
+    let progress: Vec<Progress> =
+        (0..shard_count).map(|shard| Progress::of(&data.shard_dir(ShardId(shard)))).collect();
     let results: Vec<Result<Recovered, String>> = thread::scope(|scope| {
+        let (ended, ends) = channel();
         let threads: Vec<_> = (0..shard_count)
             .map(|shard| {
                 let identity = LogIdentity { cluster: data.cluster(), shard: ShardId(shard), shard_count };
@@ -260,9 +268,18 @@ fn recover(
                     seed: seed ^ u64::from(shard),
                 };
                 let dir = data.shard_dir(ShardId(shard));
-                scope.spawn(move || recover_shard(config, dir, identity, &wal))
+                let (ended, progress) = (ended.clone(), &progress[usize::from(shard)]);
+                scope.spawn(move || {
+                    // Held until the thread ends, whether it panics or not.
+                    let _ended: Sender<()> = ended;
+                    recover_shard(config, dir, identity, &wal, progress)
+                })
             })
             .collect();
+        drop(ended);
+        while let Err(RecvTimeoutError::Timeout) = ends.recv_timeout(LOOK_EVERY) {
+            on_notice(&told(&progress));
+        }
         threads
             .into_iter()
             .map(|thread| {
@@ -322,12 +339,14 @@ fn recover_shard(
     dir: PathBuf,
     identity: LogIdentity,
     wal: &WalConfig,
+    progress: &Progress,
 ) -> Result<Recovered, String> {
     let mut dir = FsDirectory::new(dir);
     let mut shard = Shard::new(config);
     let mut runs = RunDirectory(FsDirectory::new(dir.root()));
     let mut unread = None;
     let mut visit = |block: RecoveredBlock<'_>| {
+        progress.replayed(&block);
         if unread.is_none() {
             let replayed = shard.replay_block(block.seq.0, block.records, &mut runs);
             unread = replayed.err().map(|error| (block.seq, error));
@@ -341,6 +360,7 @@ fn recover_shard(
     shard.replayed().map_err(|error| error.to_string())?;
     remove_left_over(&mut dir, &shard)
         .map_err(|error| format!("removing what is left over in far: {error}"))?;
+    progress.done();
     Ok(Recovered {
         shard,
         log,

@@ -69,6 +69,28 @@ fn what_was_acknowledged_survives_a_kill() {
 }
 
 #[test]
+fn a_service_manager_hears_that_the_node_is_ready() {
+    let dir = scratch();
+    let socket = dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let data = dir.path().join("data");
+    let node = Running::start(command(&serve_args(&data)).env("NOTIFY_SOCKET", &socket));
+    let mut buf = [0; 500];
+    let ready = loop {
+        let len = manager.recv(&mut buf).expect("a start that gets on says so");
+        let text = String::from_utf8_lossy(&buf[..len]).into_owned();
+        if text.starts_with("READY=1\n") {
+            break text;
+        }
+        assert!(text.contains("EXTEND_TIMEOUT_USEC="), "{text}");
+    };
+    assert!(ready.contains("STATUS=listening on 127.0.0.1:"), "{ready}");
+    assert!(node.line().starts_with("listening on "));
+    node.notice(|line| line.starts_with("ready after "));
+}
+
+#[test]
 fn a_cancelled_event_is_gone() {
     let dir = scratch();
     let node = Node::start(&dir.path().join("data")).with_mail();

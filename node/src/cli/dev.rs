@@ -71,10 +71,15 @@ pub(super) fn run(args: DevArgs, program: &str, out: &Output) -> Result<(), Fail
         }
     });
     demo.map_err(|error| Failure::new(Exit::Failed, format!("cannot start a thread: {error}")))?;
-    let served = serve::run_node(&config, &control, move |ready| {
-        // It hears of this as long as it lives.
-        let _ = sender.send(ready.clone());
-    });
+    let served = serve::run_node(
+        &config,
+        &control,
+        move |ready| {
+            // It hears of this as long as it lives.
+            let _ = sender.send(ready.clone());
+        },
+        notice,
+    );
     // A subscriber that a drain took by surprise dials for a while yet: there is no waiting for it.
     served.and(end.try_recv().unwrap_or(Ok(())))
 }

@@ -1,5 +1,6 @@
 //! `escapement serve`.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,10 +12,14 @@ use crate::data_dir::DataDir;
 use crate::open_files::{explained, raise_limit};
 use crate::serve::{Control, Ready, ServeEnd, check_start, serve};
 use crate::signals::drain_on_signals;
+use crate::supervisor::Supervisor;
 
 const AFTER_HELP: &str = "\
 Settings come from defaults, then the file, then flags. Once it takes connections, the node prints one line:
   listening on 127.0.0.1:4433 cert-sha256 5f1c...
+
+A start says every second on standard error how far it is. Under systemd, Type=notify works: the manager hears of progress and \
+of the end of the start through NOTIFY_SOCKET.
 
 SIGTERM and SIGINT drain it: nothing new is accepted, running attempts may end. A second one ends it at once.
 
@@ -42,12 +47,25 @@ pub(super) fn run(args: &ServeArgs, out: &Output) -> Result<(), Failure> {
     args.settings.apply(&mut config)?;
     config.validate()?;
     let control = Arc::new(Control::default());
-    run_node(&config, &control, |ready| {
+    let supervisor = Supervisor::from_environment();
+    let is_ready = Cell::new(false);
+    supervisor.starting("opening the data directory");
+    let on_ready = |ready: &Ready| {
         let line = format!("listening on {} cert-sha256 {}", ready.addr, ready.cert_sha256);
         if let Err(failure) = out.line(&line) {
             notice(failure.text().unwrap_or("standard output is closed"));
         }
-    })
+        is_ready.set(true);
+        supervisor.ready(&format!("listening on {}", ready.addr));
+        notice(&format!("ready after {} ms", ready.start_ms));
+    };
+    let on_notice = |text: &str| {
+        notice(text);
+        if !is_ready.get() {
+            supervisor.starting(text);
+        }
+    };
+    run_node(&config, &control, on_ready, on_notice)
 }
 
 /// Opens the data directory and serves it until a signal or `control` drains it.
@@ -55,6 +73,7 @@ pub(super) fn run_node(
     config: &NodeConfig,
     control: &Arc<Control>,
     on_ready: impl FnOnce(&Ready),
+    on_notice: impl Fn(&str),
 ) -> Result<(), Failure> {
     raise_limit();
     // Before anything that takes long, so that a start can be ended too.
@@ -71,9 +90,9 @@ pub(super) fn run_node(
             1 => "1 shard".to_owned(),
             count => format!("{count} shards"),
         };
-        notice(&format!("formatted {} with {shards}", data.path().display()));
+        on_notice(&format!("formatted {} with {shards}", data.path().display()));
     }
-    let ServeEnd { failures, cut_short } = serve(config, &data, control, on_ready, notice)?;
+    let ServeEnd { failures, cut_short } = serve(config, &data, control, on_ready, on_notice)?;
     if cut_short {
         notice("drained, but the time was over before every attempt had ended: those will be redelivered");
     }
