@@ -367,6 +367,14 @@ pub fn keep_still(path: &Path) -> Result<Option<File>, DataDirError> {
     }
 }
 
+/// Keeps nodes and other tools away from a directory for as long as the answer lives: for a tool that changes it.
+///
+/// # Errors
+/// [`DataDirError::Locked`], or why `LOCK` cannot be written.
+pub fn lock_for_repair(path: &Path) -> Result<File, DataDirError> {
+    lock(path)
+}
+
 fn locked(path: &Path, file: &mut File) -> DataDirError {
     let mut text = String::new();
     let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());

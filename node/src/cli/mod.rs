@@ -14,6 +14,7 @@ mod inspect;
 mod moment;
 mod output;
 mod publish;
+mod repair;
 mod runs;
 mod serve;
 mod setting_flags;
@@ -75,6 +76,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Copy the data directory of a node that goes on serving
     Snapshot(snapshot::SnapshotArgs),
+    /// Say what a damaged directory has lost, and give it up so that the rest can serve
+    Repair(repair::RepairArgs),
     /// Print the versions of the program, its protocol and its formats
     Version,
     /// Print a completion script
@@ -128,6 +131,7 @@ fn execute(command: Command, program: &str, out: &Output) -> Result<(), Failure>
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Verify(args) => verify::run(&args, out),
         Command::Snapshot(args) => snapshot::run(&args, out),
+        Command::Repair(args) => repair::run(&args, out),
         Command::Version => version(out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::failure::{Exit, Failure};
 use super::output::{Output, object, stated};
 use crate::data_dir::{DataDirError, check_keys, keep_still, read_identity, shard_name};
+pub(super) use shard::replay_config;
 use shard::{Checked, check_shard};
 
 const AFTER_HELP: &str = "\

@@ -334,7 +334,8 @@ fn flag(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-fn token(text: &str) -> Result<u64, &'static str> {
+/// A refusal's token.
+pub(crate) fn token(text: &str) -> Result<u64, &'static str> {
     let is_token = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let value = is_token.then(|| u64::from_str_radix(text, 16).ok()).flatten();
     value.ok_or("16 hexadecimal digits are needed, as the refusal names them")

@@ -108,7 +108,7 @@ pub enum OpenError {
     /// Acknowledged blocks are damaged or missing. The log is left as it is.
     #[error(
         "acknowledged blocks {first} to {last} are damaged ({case:?} in segment {segment_id} at byte {offset}): \
-         copy the directory, then restore it, or give these blocks up with --accept-loss {token:016x}"
+         copy the directory, then restore it, or let `escapement repair` say what these blocks hold, and give them up with --accept-loss {token:016x}"
     )]
     Corrupt {
         /// First block that can't be read.

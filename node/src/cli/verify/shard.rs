@@ -50,7 +50,7 @@ pub(super) fn check_shard(dir: &Path, identity: LogIdentity) -> Checked {
         dir,
         identity,
         files: RunDirectory(FsDirectory::read_only(dir)),
-        shard: Shard::new(config(identity)),
+        shard: Shard::new(replay_config(identity)),
         runs: LoggedRuns::default(),
         fault: None,
         is_whole: true,
@@ -64,7 +64,7 @@ pub(super) fn check_shard(dir: &Path, identity: LogIdentity) -> Checked {
 }
 
 /// Nothing of it but the shard's number changes what replay comes to.
-fn config(identity: LogIdentity) -> ShardConfig {
+pub(in crate::cli) fn replay_config(identity: LogIdentity) -> ShardConfig {
     ShardConfig {
         shard: identity.shard,
         shard_count: identity.shard_count,
@@ -181,7 +181,7 @@ impl Look<'_> {
                 let what = format!(
                     "block {first} is damaged ({case:?}), and blocks {first} to {last} were acknowledged, {intact} of which \
                      are intact behind it: copy the directory, then restore it, or give all of them up with \
-                     serve --accept-loss {token:016x}"
+                     repair --accept-loss {token:016x}"
                 );
                 let finding = Finding::damaged(self.identity.shard, name_of(&segments, segment_id), what);
                 self.checked.findings.push(Finding { block: Some(first.0), offset: Some(offset), ..finding });
