@@ -1,8 +1,9 @@
 //! Reading what is pending.
 
-use escapement_protocol::EventId;
-use escapement_protocol::frame::{EventDetail, Query, QueryAnswer};
+use escapement_protocol::frame::{Counts, EventDetail, Query, QueryAnswer};
+use escapement_protocol::{EventId, ShardId, SubscriptionId, TopicId};
 
+use crate::link::unexpected;
 use crate::{Client, ClientError};
 
 /// Questions about pending events. They change nothing, and the answers are from what is durable.
@@ -24,9 +25,32 @@ impl Client {
         self.detail(Query::Event { event, peek: true }).await
     }
 
+    /// Pending events of a topic, or of all topics, and tasks of a subscription; without one, `ended` counts events that
+    /// ended without a task, as by a cancellation. Sums of what each shard counts at the moment that it is asked.
+    ///
+    /// # Errors
+    /// A shard does not serve, or a lost connection.
+    pub async fn count(
+        &self,
+        topic: Option<TopicId>,
+        subscription: Option<SubscriptionId>,
+    ) -> Result<Counts, ClientError> {
+        let home = self.home().await?;
+        let (topic, subscription) = (topic.unwrap_or_default(), subscription.unwrap_or_default());
+        let mut sum = Counts::default();
+        for shard in (0..home.info().shard_count).map(ShardId) {
+            match home.query(Query::Count { shard, topic, subscription }).await? {
+                QueryAnswer::Count(counts) => sum.add(&counts),
+                QueryAnswer::Event(_) => return Err(unexpected()),
+            }
+        }
+        Ok(sum)
+    }
+
     async fn detail(&self, query: Query) -> Result<Option<EventDetail>, ClientError> {
         match self.home().await?.query(query).await? {
             QueryAnswer::Event(detail) => Ok(detail.map(|detail| *detail)),
+            QueryAnswer::Count(_) => Err(unexpected()),
         }
     }
 }

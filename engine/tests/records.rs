@@ -8,8 +8,9 @@ use std::{env, fs};
 
 use escapement_engine::far::RunId;
 use escapement_engine::record::{
-    HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES, Record, RecordError, RecordWriter,
-    RunStatement, TaskProgress, WALL_MAX, effective_due, published_events, records,
+    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES, Record,
+    RecordError, RecordWriter, RunStatement, TaskProgress, WALL_MAX, effective_due, published_events,
+    records,
 };
 use escapement_protocol::event::Due;
 use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings};
@@ -104,7 +105,9 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("Loaded", written(|w| w.loaded(RunId(7), 5, 4))),
         (
             "CancelledInRun",
-            written(|w| w.cancelled_in_run(RunId(7), [(WallMs(9_000), Sequence(8))].into_iter())),
+            written(|w| {
+                w.cancelled_in_run(RunId(7), [((WallMs(9_000), Sequence(8)), TopicId(3))].into_iter());
+            }),
         ),
     ]
 }
@@ -194,6 +197,7 @@ fn records_read_back_as_they_were_written() {
     assert_eq!(get("Loaded"), Record::Loaded { run, first_block: 5, block_count: 4 });
     match get("CancelledInRun") {
         Record::CancelledInRun { run: RunId(7), events } => {
+            assert!(events.with_topics().eq([((WallMs(9_000), Sequence(8)), TopicId(3))]));
             assert!(events.iter().eq([(WallMs(9_000), Sequence(8))]));
         }
         other => panic!("{other:?}"),
@@ -259,6 +263,7 @@ fn the_document_has_the_constants_and_kinds_of_the_code() {
     row(&format!("`HEADER_SIZE_BYTES` | {HEADER_SIZE_BYTES} |"));
     row(&format!("`PUBLISHED_FIXED_SIZE_BYTES` | {PUBLISHED_FIXED_SIZE_BYTES} |"));
     row(&format!("`PROGRESS_SIZE_BYTES` | {PROGRESS_SIZE_BYTES} |"));
+    row(&format!("`CANCELLED_SIZE_BYTES` | {CANCELLED_SIZE_BYTES} |"));
     let value = WALL_MAX.0.to_string();
     let groups: Vec<&str> = (0..5).map(|n| &value[n * 3..n * 3 + 3]).collect();
     row(&format!("`WALL_MAX` | {} |", groups.join(",")));

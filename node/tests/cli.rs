@@ -121,6 +121,33 @@ fn a_pending_event_can_be_looked_at() {
 }
 
 #[test]
+fn what_is_pending_is_counted_over_all_shards() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    node.ask(&["topic", "create", "other"]);
+    let publish = |topic: &str, delay: &str| node.ask_json(&["publish", "--topic", topic, "--delay", delay]);
+    let first = publish("mail", "1h");
+    for _ in 0..7 {
+        publish("mail", "1h");
+    }
+    publish("other", "1h");
+    publish("mail", "0s");
+    let of = |args: &[&str]| {
+        let counts = node.ask_json(&[&["count"], args].concat());
+        ["pending", "scheduled", "ready"].map(|name| counts[name].as_u64().unwrap())
+    };
+    assert_eq!(of(&["--topic", "mail"]), [9, 8, 1]);
+    assert_eq!(of(&["--topic", "other"]), [1, 1, 0]);
+    assert_eq!(of(&[]), [10, 9, 1]);
+    node.ask(&["subscribe", "--subscription", "mailer", "--count", "1"]);
+    node.ask(&["cancel", first["event_id"].as_str().unwrap()]);
+    let counts = node.ask_json(&["count", "--subscription", "mailer"]);
+    assert_eq!((&counts["pending"], &counts["tasks_queued"]), (&json!(8), &json!(0)));
+    assert_eq!(counts["tasks_ended"], json!({"SUCCEEDED": 1}));
+    assert_eq!(node.ask_json(&["count"])["ended_without_task"], json!({"CANCELLED": 1}));
+}
+
+#[test]
 fn what_was_created_is_listed() {
     let dir = scratch();
     let node = Node::start(&dir.path().join("data")).with_mail();

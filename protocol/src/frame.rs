@@ -40,7 +40,10 @@ pub use items::{
     AckException, AckRun, CancelVerdict, Fixed, ItemIter, Items, PushItem, ResultItem, ShardCore, TaskState,
 };
 pub use parse::parse_body;
-pub use query::{EventDetail, EventInfo, EventPlace, Query, QueryAnswer, TASK_INFO_COUNT_MAX, TaskInfo};
+pub use query::{
+    Counts, EventDetail, EventInfo, EventPlace, OutcomeCount, Query, QueryAnswer, TASK_INFO_COUNT_MAX,
+    TaskInfo,
+};
 pub use views::{
     Accepted, AckItem, AckItems, Cancel, CancelReply, Credit, Durability, ErrorFrame, Frame, GoAway, Hello,
     PublishAck, PublishBatch, PushBatch, ResultBatch, Subscribe, Subscribed, Welcome,
@@ -141,6 +144,10 @@ kinds! {
     GetEvent = 20, Client;
     /// Answers `GetEvent`.
     GetEventReply = 21, Node;
+    /// Asks how many events and tasks there are.
+    CountEvents = 24, Client;
+    /// Answers `CountEvents`.
+    CountEventsReply = 25, Node;
 }
 
 /// Why bytes are not a frame, or a frame was not taken. The stream cannot be read any further after one.

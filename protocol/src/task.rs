@@ -61,6 +61,21 @@ impl Outcome {
         Outcome::Skipped,
     ];
 
+    /// The name in documents and command output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Succeeded => "SUCCEEDED",
+            Outcome::FailedPermanently => "FAILED_PERMANENTLY",
+            Outcome::AttemptsExhausted => "ATTEMPTS_EXHAUSTED",
+            Outcome::Unmatched => "UNMATCHED",
+            Outcome::Cancelled => "CANCELLED",
+            Outcome::SubscriptionDeleted => "SUBSCRIPTION_DELETED",
+            Outcome::Expired => "EXPIRED",
+            Outcome::Skipped => "SKIPPED",
+        }
+    }
+
     /// Reads the log's code.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {

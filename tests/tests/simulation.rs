@@ -164,4 +164,5 @@ found! {
     a_clock_that_lags_behind_expiries_is_noticed: ClockStale within 60;
     a_policy_that_is_not_the_subscriptions_is_noticed: PolicyAltered within 30;
     files_that_are_let_go_while_they_are_copied_are_noticed: FilesLetGo within 200;
+    counts_of_another_shard_are_noticed: QuestionsAstray within 30;
 }

@@ -88,6 +88,7 @@ impl Life {
             segment_size_bytes: segment_sectors * 4096,
             extent_size_bytes_max: 16 * 1024,
             spare_count: 1 + rng.below(2) as u32,
+            ahead_count: 1,
             log_size_bytes_max: (4 + rng.below(6)) * segment_sectors * 4096,
             in_flight_count_max: 1 + rng.below(4) as usize,
             accept_loss: None,

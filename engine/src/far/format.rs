@@ -26,6 +26,9 @@ const ENTRY_HEADER_SIZE_BYTES: usize = 24;
 /// Bytes of one block in the index.
 const INDEX_ENTRY_SIZE_BYTES: usize = 32;
 
+/// Bytes of one count by topic.
+const TOPIC_COUNT_SIZE_BYTES: usize = 8;
+
 /// Bytes of the trailer.
 const TRAILER_SIZE_BYTES: usize = 64;
 
@@ -87,6 +90,72 @@ pub struct RunWriter {
     open: Option<(usize, BlockPlace)>,
     sequences: (u64, u64),
     block_count_max: u32,
+    topics: TopicCounts,
+    /// The topic of each event of the open block.
+    open_topics: Vec<TopicId>,
+}
+
+/// How many events of which topics each block of a run has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicCounts {
+    /// Of one block after the other; within a block by ascending topic.
+    counts: Vec<(TopicId, u32)>,
+    /// Where the counts of each block end.
+    ends: Vec<u32>,
+}
+
+impl TopicCounts {
+    /// Takes in the topics of the next block's events, and leaves the vector empty.
+    fn push(&mut self, topics: &mut Vec<TopicId>) {
+        topics.sort_unstable();
+        let of_one = topics.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as u32));
+        self.counts.extend(of_one);
+        self.ends.push(self.counts.len() as u32);
+        topics.clear();
+    }
+
+    /// The events of a block by topic; nothing where there is no such block.
+    #[must_use]
+    pub fn of(&self, block: u32) -> &[(TopicId, u32)] {
+        let block = block as usize;
+        let start = block.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied());
+        let range = start.zip(self.ends.get(block).copied());
+        range.and_then(|(start, end)| self.counts.get(start as usize..end as usize)).unwrap_or_default()
+    }
+
+    /// Counts of all blocks together.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of_val(&self.counts[..]) + size_of_val(&self.ends[..])
+    }
+
+    /// Reads the counts of blocks with so many events each; `None` where they do not come to these.
+    fn parse(bytes: &[u8], blocks: &[BlockPlace]) -> Option<TopicCounts> {
+        let mut entries = bytes.chunks_exact(TOPIC_COUNT_SIZE_BYTES);
+        let mut read = TopicCounts::default();
+        for place in blocks {
+            let (mut left, mut last) = (place.count, None);
+            while left > 0 {
+                let entry = entries.next()?;
+                let (topic, count) = (TopicId(u32_at(entry, 0)?), u32_at(entry, 4)?);
+                left = left.checked_sub(count).filter(|_| count > 0 && last < Some(topic))?;
+                last = Some(topic);
+                read.counts.push((topic, count));
+            }
+            read.ends.push(read.counts.len() as u32);
+        }
+        entries.next().is_none().then_some(read)
+    }
 }
 
 impl RunWriter {
@@ -94,7 +163,19 @@ impl RunWriter {
     #[must_use]
     pub fn new(shard: ShardId, run: RunId, block_count_max: u32) -> RunWriter {
         let sequences = (u64::MAX, 0);
-        RunWriter { shard, run, index: Vec::new(), offset: 0, open: None, sequences, block_count_max }
+        let (topics, open_topics) = (TopicCounts::default(), Vec::new());
+        let index = Vec::new();
+        RunWriter {
+            shard,
+            run,
+            index,
+            offset: 0,
+            open: None,
+            sequences,
+            block_count_max,
+            topics,
+            open_topics,
+        }
     }
 
     /// Appends an event to the block at the end of `out`, or to a new one behind it.
@@ -115,6 +196,7 @@ impl RunWriter {
         });
         assert!(block.count == 0 || block.first < key, "a run's keys ascend");
         block.count += 1;
+        self.open_topics.push(topic);
         self.sequences = (self.sequences.0.min(key.1.0), self.sequences.1.max(key.1.0));
         out.extend_from_slice(&key.0.0.to_le_bytes());
         out.extend_from_slice(&key.1.0.to_le_bytes());
@@ -157,6 +239,7 @@ impl RunWriter {
         out[start + 32..start + BLOCK_HEADER_SIZE_BYTES].copy_from_slice(&checksum.to_le_bytes());
         self.offset += u64::from(block.size_bytes);
         self.index.push(block);
+        self.topics.push(&mut self.open_topics);
     }
 
     /// Appends the footer to `out`, and answers what it says and the bytes of the whole file.
@@ -170,6 +253,10 @@ impl RunWriter {
             out.extend_from_slice(&block.first.0.0.to_le_bytes());
             out.extend_from_slice(&block.first.1.0.to_le_bytes());
         }
+        for (topic, count) in &self.topics.counts {
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            out.extend_from_slice(&count.to_le_bytes());
+        }
         let index_end = out.len();
         let size = (index_end - start + TRAILER_SIZE_BYTES).next_multiple_of(ALIGN);
         out.resize(start + size, 0);
@@ -182,10 +269,12 @@ impl RunWriter {
         trailer[16..24].copy_from_slice(&self.offset.to_le_bytes());
         trailer[24..32].copy_from_slice(&self.sequences.0.to_le_bytes());
         trailer[32..40].copy_from_slice(&self.sequences.1.to_le_bytes());
+        trailer[40..44].copy_from_slice(&(self.topics.len() as u32).to_le_bytes());
         let checksum = footer_checksum(&out[start..index_end], &out[at..at + 48]);
         out[at + 48..].copy_from_slice(&checksum.to_le_bytes());
         let sequences = (Sequence(self.sequences.0), Sequence(self.sequences.1));
-        (RunFooter { index: self.index, sequences, id: checksum as u32 }, self.offset + size as u64)
+        let (index, topics) = (self.index, self.topics);
+        (RunFooter { index, topics, sequences, id: checksum as u32 }, self.offset + size as u64)
     }
 }
 
@@ -305,10 +394,12 @@ impl<'a> RunBlock<'a> {
 }
 
 /// What a footer says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunFooter {
     /// The blocks.
     pub index: Vec<BlockPlace>,
+    /// Events by block and topic.
+    pub topics: TopicCounts,
     /// The smallest and the largest sequence in it.
     pub sequences: (Sequence, Sequence),
     /// The low bits of its checksum, which the log states, too.
@@ -316,6 +407,23 @@ pub struct RunFooter {
 }
 
 impl RunFooter {
+    /// Bytes of the index and of the counts by topic, which the footer begins with.
+    #[must_use]
+    pub fn said_size_bytes(&self) -> usize {
+        self.index.len() * INDEX_ENTRY_SIZE_BYTES + self.topics.len() * TOPIC_COUNT_SIZE_BYTES
+    }
+
+    /// Bytes of the whole footer, zeros and trailer included.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        (self.said_size_bytes() + TRAILER_SIZE_BYTES).next_multiple_of(ALIGN)
+    }
+
+    /// Bytes kept in memory of it.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of_val(&self.index[..]) + self.topics.memory_bytes()
+    }
+
     /// Reads the footer of a run, by `read(offset, len)` of its file of `size` bytes.
     ///
     /// # Errors
@@ -345,12 +453,15 @@ impl RunFooter {
     fn parse(bytes: &[u8], shard: ShardId, run: RunId) -> Option<RunFooter> {
         let trailer = &bytes[bytes.len().checked_sub(TRAILER_SIZE_BYTES)?..];
         let count = u32_at(trailer, 12)? as usize;
-        let index = bytes.get(..count.checked_mul(INDEX_ENTRY_SIZE_BYTES)?)?;
+        let index_size = count.checked_mul(INDEX_ENTRY_SIZE_BYTES)?;
+        let topics_size = (u32_at(trailer, 40)? as usize).checked_mul(TOPIC_COUNT_SIZE_BYTES)?;
+        let said = bytes.get(..index_size.checked_add(topics_size)?)?;
+        let (index, topics) = said.split_at_checked(index_size)?;
         let checksum = u128_at(trailer, 48)?;
         let is_it = u32_at(trailer, 0)? == TRAILER_MAGIC
             && u32_at(trailer, 4)? == run.0
             && trailer[8..10] == shard.0.to_le_bytes()
-            && checksum == footer_checksum(index, &trailer[..48]);
+            && checksum == footer_checksum(said, &trailer[..48]);
         if !is_it {
             return None;
         }
@@ -362,8 +473,11 @@ impl RunFooter {
                 first: (WallMs(u64_at(entry, 16)?), Sequence(u64_at(entry, 24)?)),
             })
         };
+        let index: Vec<BlockPlace> =
+            index.chunks_exact(INDEX_ENTRY_SIZE_BYTES).map(place).collect::<Option<_>>()?;
         Some(RunFooter {
-            index: index.chunks_exact(INDEX_ENTRY_SIZE_BYTES).map(place).collect::<Option<_>>()?,
+            topics: TopicCounts::parse(topics, &index)?,
+            index,
             sequences: (Sequence(u64_at(trailer, 24)?), Sequence(u64_at(trailer, 32)?)),
             id: checksum as u32,
         })
@@ -420,6 +534,10 @@ mod tests {
             let block = &bytes[place.offset as usize..][..place.size_bytes as usize];
             let block = RunBlock::parse(block, ShardId(3), RunId(9), number as u32).expect("intact");
             assert_eq!(block.entries().next().expect("no empty block").key, place.first);
+            for (topic, count) in footer.topics.of(number as u32) {
+                let of_topic = block.entries().filter(|entry| entry.topic == *topic);
+                assert_eq!(of_topic.count(), *count as usize, "block {number}, topic {}", topic.0);
+            }
             for entry in block.entries() {
                 let len = if n == 700 { 200_000 } else { (n % 300) as usize };
                 assert_eq!(entry.key, (WallMs(1_000 + n / 2), Sequence(n + 1)));
@@ -447,7 +565,8 @@ mod tests {
         assert!(parse(&block, 3, 9, 2).is_err() && parse(&block, 3, 8, 1).is_err());
         assert!(parse(&block, 2, 9, 1).is_err() && parse(&block[..60], 3, 9, 1).is_err());
         let start = place.offset.max(index.last().map_or(0, |b| b.offset + u64::from(b.size_bytes))) as usize;
-        for at in (start..start + index.len() * INDEX_ENTRY_SIZE_BYTES).chain(bytes.len() - 64..bytes.len()) {
+        let said = footer(&bytes, RunId(9)).expect("intact").said_size_bytes();
+        for at in (start..start + said).chain(bytes.len() - 64..bytes.len()) {
             let mut bad = bytes.clone();
             bad[at] ^= 1 << (at % 8);
             assert_eq!(footer(&bad, RunId(9)), Err(RunDamage::Footer), "byte {at}");

@@ -1,13 +1,14 @@
 //! What is known of a shard's runs: how far each was moved and loaded, and what ended in it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use escapement_protocol::{Sequence, ShardId, WallMs};
+use escapement_protocol::{Sequence, ShardId, TopicId, WallMs};
+use hashbrown::HashMap;
 
 use super::format::RunFooter;
 use super::{RunDamage, RunError, RunFiles, RunId};
-use crate::record::RunStatement;
+use crate::record::{CANCELLED_SIZE_BYTES, RunStatement};
 
 /// What orders events: due time, then sequence.
 pub(crate) type Key = (WallMs, Sequence);
@@ -15,7 +16,7 @@ pub(crate) type Key = (WallMs, Sequence);
 const KEY_MAX: Key = (WallMs(u64::MAX), Sequence(u64::MAX));
 
 /// Memory of one ended event: the nodes of a tree are about two thirds full.
-const ENDED_SIZE_BYTES: usize = size_of::<Key>() * 3 / 2;
+const ENDED_SIZE_BYTES: usize = size_of::<(Key, TopicId)>() * 3 / 2;
 
 /// Bytes of what is said of a run, without what ended in it.
 const STATEMENT_SIZE_BYTES: usize = 64;
@@ -41,7 +42,7 @@ pub(crate) struct Run {
     /// Blocks whose events are in memory again, from the first on.
     pub(crate) loaded: u32,
     /// Events that ended while they were here.
-    pub(crate) ended: BTreeSet<Key>,
+    pub(crate) ended: BTreeMap<Key, TopicId>,
     /// Events in its file.
     count: u64,
     /// Of these, such in blocks that are moved and not loaded.
@@ -79,8 +80,19 @@ impl Run {
     }
 
     fn memory_bytes(&self) -> usize {
-        let index = self.footer.as_ref().map_or(0, |footer| size_of_val(&footer.index[..]));
-        index + self.ended.len() * ENDED_SIZE_BYTES
+        self.footer.as_ref().map_or(0, RunFooter::memory_bytes) + self.ended.len() * ENDED_SIZE_BYTES
+    }
+
+    /// Tells `add` how many events of which topics are pending in blocks, and takes those away that ended.
+    fn topics_in(&self, blocks: Range<u32>, mut add: impl FnMut(TopicId, i64)) {
+        let Some(footer) = &self.footer else { return };
+        for block in blocks.clone() {
+            footer.topics.of(block).iter().for_each(|(topic, count)| add(*topic, i64::from(*count)));
+        }
+        if !self.ended.is_empty() && !blocks.is_empty() {
+            let ended = self.ended.range(self.first_of(blocks.start)..self.first_of(blocks.end));
+            ended.for_each(|(_, topic)| add(*topic, -1));
+        }
     }
 
     /// Pending events that are here and nowhere else.
@@ -113,7 +125,7 @@ impl Run {
     }
 
     /// Ended events in blocks that are not loaded: what a crash must not change.
-    pub(crate) fn ended_not_loaded(&self) -> impl Iterator<Item = &Key> {
+    pub(crate) fn ended_not_loaded(&self) -> impl Iterator<Item = (&Key, &TopicId)> {
         self.ended.range(self.first_of(self.loaded)..)
     }
 }
@@ -123,6 +135,8 @@ impl Run {
 pub(crate) struct Runs {
     runs: BTreeMap<RunId, Run>,
     pending: u64,
+    /// Of these, those of each topic.
+    topics: HashMap<TopicId, i64>,
     memory_bytes: usize,
     ended_count: usize,
     /// Recovery has ended: it meets what the log says of a run in pieces, so that counts would be wrong on the way.
@@ -156,7 +170,7 @@ impl Runs {
 
     /// A run's footer is known.
     pub(crate) fn set_footer(&mut self, run: RunId, footer: RunFooter) {
-        self.memory_bytes += size_of_val(&footer.index[..]);
+        self.memory_bytes += footer.memory_bytes();
         let run = self.runs.entry(run).or_default();
         run.count = footer.index.iter().map(|place| u64::from(place.count)).sum();
         run.footer = Some(footer);
@@ -182,6 +196,11 @@ impl Runs {
         self.pending
     }
 
+    /// Pending events of a topic in runs.
+    pub(crate) fn pending_of(&self, topic: TopicId) -> u64 {
+        self.topics.get(&topic).map_or(0, |count| u64::try_from(*count).unwrap_or(0))
+    }
+
     /// Bytes of indexes, and of what ended.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.memory_bytes + self.runs.len() * size_of::<Run>()
@@ -189,7 +208,7 @@ impl Runs {
 
     /// Bytes of the records that say again what the log says of runs.
     pub(crate) fn statements_size_bytes(&self) -> usize {
-        self.ended_count * size_of::<Key>() + self.runs.len() * STATEMENT_SIZE_BYTES
+        self.ended_count * CANCELLED_SIZE_BYTES + self.runs.len() * STATEMENT_SIZE_BYTES
     }
 
     /// Bytes of the files.
@@ -211,10 +230,11 @@ impl Runs {
         if !self.is_counting {
             return;
         }
-        let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks));
+        let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks.clone()));
         run.ahead += count;
         run.ended_ahead += ended;
         self.pending += count - ended as u64;
+        run.topics_in(blocks, |topic, count| *self.topics.entry(topic).or_default() += count);
     }
 
     /// The events of blocks up to `end` are in memory again; the block of the log that says so.
@@ -226,16 +246,17 @@ impl Runs {
         if !self.is_counting {
             return;
         }
-        let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks));
+        let (count, ended) = (run.count_in(blocks.clone()), run.ended_in(blocks.clone()));
         run.ahead -= count;
         run.ended_ahead -= ended;
         self.pending -= count - ended as u64;
+        run.topics_in(blocks, |topic, count| *self.topics.entry(topic).or_default() -= count);
     }
 
     /// An event has ended here. False where that was known.
-    pub(crate) fn ended(&mut self, run: RunId, key: Key) -> bool {
+    pub(crate) fn ended(&mut self, run: RunId, key: Key, topic: TopicId) -> bool {
         let run = self.runs.entry(run).or_default();
-        let is_new = run.ended.insert(key);
+        let is_new = run.ended.insert(key, topic).is_none();
         if is_new {
             self.memory_bytes += ENDED_SIZE_BYTES;
             self.ended_count += 1;
@@ -243,6 +264,7 @@ impl Runs {
         if is_new && self.is_counting && key >= run.first_of(run.loaded) && key < run.first_of(run.moved) {
             run.ended_ahead += 1;
             self.pending -= 1;
+            *self.topics.entry(topic).or_default() -= 1;
         }
         is_new
     }
@@ -282,11 +304,20 @@ impl Runs {
     pub(crate) fn count(&mut self) {
         self.is_counting = true;
         self.pending = 0;
+        self.topics = self.count_topics();
         for run in self.runs.values_mut() {
             run.ahead = run.count_in(run.loaded..run.moved);
             run.ended_ahead = run.ended_in(run.loaded..run.moved);
             self.pending += run.pending();
         }
+    }
+
+    fn count_topics(&self) -> HashMap<TopicId, i64> {
+        let mut topics = HashMap::new();
+        for run in self.runs.values() {
+            run.topics_in(run.loaded..run.moved, |topic, count| *topics.entry(topic).or_default() += count);
+        }
+        topics
     }
 
     /// Says whether what always holds does.
@@ -308,6 +339,16 @@ impl Runs {
                 return Err(format!("in run {id}, {ended} events ended, and {ended_ahead} are counted"));
             }
             pending += run.pending();
+        }
+        let mut topics = self.count_topics();
+        if let Some((TopicId(topic), count)) = topics.iter().find(|(_, count)| **count < 0) {
+            return Err(format!("more events of topic {topic} ended in runs than there are, by {}", -count));
+        }
+        topics.retain(|_, count| *count > 0);
+        let mut counted = self.topics.clone();
+        counted.retain(|_, count| *count != 0);
+        if topics != counted {
+            return Err(format!("in runs are by topic {topics:?} events, and {counted:?} are counted"));
         }
         if pending != self.pending {
             return Err(format!("{pending} events are pending in runs, and {} are counted", self.pending));

@@ -33,6 +33,9 @@ pub const RELOCATED_FIXED_SIZE_BYTES: usize = 24;
 /// Latest moment that a record states: what 48 bits hold, as in an event's id.
 pub const WALL_MAX: WallMs = WallMs((1 << 48) - 1);
 
+/// One event in a `CancelledInRun` body.
+pub const CANCELLED_SIZE_BYTES: usize = 24;
+
 /// One task's progress in a `Relocated` body.
 pub const PROGRESS_SIZE_BYTES: usize = 24;
 
@@ -154,7 +157,7 @@ pub enum Record<'a> {
     CancelledInRun {
         /// Which run.
         run: RunId,
-        /// Their due times and sequences.
+        /// Their due times, sequences and topics.
         events: RunKeys<'a>,
     },
 }
@@ -184,10 +187,17 @@ pub struct RunStatement {
 pub struct RunKeys<'a>(&'a [u8]);
 
 impl<'a> RunKeys<'a> {
-    /// Iterates in the order of the record.
+    /// Their due times and sequences, in the order of the record.
     pub fn iter(self) -> impl Iterator<Item = (WallMs, Sequence)> + 'a {
-        let word = |bytes: &[u8]| u64::from_le_bytes(*bytes.first_chunk().expect("entries of 16 bytes"));
-        self.0.chunks_exact(16).map(move |entry| (WallMs(word(entry)), Sequence(word(&entry[8..]))))
+        self.with_topics().map(|(key, _)| key)
+    }
+
+    /// The same, each with its topic.
+    pub fn with_topics(self) -> impl ExactSizeIterator<Item = ((WallMs, Sequence), TopicId)> + 'a {
+        let word = |bytes: &[u8]| u64::from_le_bytes(*bytes.first_chunk().expect("entries of 24 bytes"));
+        self.0.chunks_exact(CANCELLED_SIZE_BYTES).map(move |entry| {
+            ((WallMs(word(entry)), Sequence(word(&entry[8..]))), TopicId(word(&entry[16..]) as u32))
+        })
     }
 }
 

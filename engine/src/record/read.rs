@@ -4,7 +4,10 @@ use escapement_protocol::event::{padded_len, stated_len};
 use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings};
 use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
-use super::{HEADER_SIZE_BYTES, Record, RunKeys, RunStatement, Sequences, TaskProgress, WALL_MAX, kind};
+use super::{
+    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, Record, RunKeys, RunStatement, Sequences, TaskProgress,
+    WALL_MAX, kind,
+};
 use crate::far::RunId;
 
 /// A block's records do not parse. The block's checksum held, so this is another version's or a programmer's mistake.
@@ -163,7 +166,9 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
         (kind::CANCELLED_IN_RUN, 0, 0) => {
             let run = RunId(body.u32()?);
             let count = body.u32()? as usize;
-            let events = RunKeys(body.bytes(count.checked_mul(16)?)?);
+            let events = RunKeys(body.bytes(count.checked_mul(CANCELLED_SIZE_BYTES)?)?);
+            let is_zero = |event: &[u8]| event[20..] == [0; 4];
+            events.0.chunks_exact(CANCELLED_SIZE_BYTES).all(is_zero).then_some(())?;
             Some(Record::CancelledInRun { run, events })
         }
         _ => None,

@@ -210,18 +210,20 @@ impl<'a> RecordWriter<'a> {
         });
     }
 
-    /// Events that were cancelled in a run, by due time and sequence.
+    /// Events that were cancelled in a run, by due time and sequence, each with its topic.
     pub fn cancelled_in_run(
         &mut self,
         run: RunId,
-        events: impl ExactSizeIterator<Item = (WallMs, Sequence)>,
+        events: impl ExactSizeIterator<Item = ((WallMs, Sequence), TopicId)>,
     ) {
         self.record(kind::CANCELLED_IN_RUN, 0, 0, |out| {
             out.extend_from_slice(&run.0.to_le_bytes());
             out.extend_from_slice(&(events.len() as u32).to_le_bytes());
-            for (due, sequence) in events {
+            for ((due, sequence), topic) in events {
                 out.extend_from_slice(&due.0.to_le_bytes());
                 out.extend_from_slice(&sequence.0.to_le_bytes());
+                out.extend_from_slice(&topic.0.to_le_bytes());
+                out.extend_from_slice(&[0; 4]);
             }
         });
     }

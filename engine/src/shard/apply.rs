@@ -155,7 +155,7 @@ impl Shard {
                 self.apply_loaded(block, run, first_block, block_count, files, out)?;
             }
             Record::CancelledInRun { run, events } => {
-                events.iter().for_each(|key| self.apply_cancelled_in_run(run, key));
+                events.with_topics().for_each(|(key, topic)| self.apply_cancelled_in_run(run, key, topic));
             }
         }
         Ok(())
@@ -245,17 +245,24 @@ impl Shard {
                 self.volatile.fenced.remove(&sequence);
             }
         }
-        self.end_event(sequence);
+        let ended = self.end_event(sequence);
+        // What is cancelled was never handed out; what ends in any other way was.
+        if let Some(topic) = ended
+            && !self.recovering
+            && outcome != Outcome::Cancelled
+        {
+            self.volatile.open.add(topic, -1);
+        }
     }
 
-    /// An event is no longer pending here; one that was not changes nothing.
-    pub(super) fn end_event(&mut self, sequence: Sequence) -> bool {
-        let Some(entry) = self.durable.table.remove(sequence) else { return false };
+    /// An event is no longer pending here, and this was its topic; one that was not changes nothing.
+    pub(super) fn end_event(&mut self, sequence: Sequence) -> Option<TopicId> {
+        let entry = self.durable.table.remove(sequence)?;
         self.durable.payloads.remove(entry.location);
         self.durable.copies.remove(entry.topic);
         self.durable.ledger.gone(entry.block);
         self.durable.progress.remove(sequence);
-        true
+        Some(entry.topic)
     }
 
     fn apply_control(&mut self, block: u64, record: &Record<'_>, out: &mut Effects) {

@@ -1,8 +1,9 @@
 //! What always holds, and a digest of what a crash must not change.
 
-use escapement_protocol::Sequence;
+use escapement_protocol::{Outcome, Sequence, TopicId};
+use hashbrown::HashMap;
 
-use super::{Durable, Shard};
+use super::{Durable, Shard, Volatile};
 use crate::far::Closing;
 
 impl Shard {
@@ -13,6 +14,17 @@ impl Shard {
     pub fn check(&self) {
         self.audit().unwrap_or_else(|broken| panic!("{broken}"));
         self.router.check();
+        let (open, counted) = (self.open_event_count(), self.volatile.open.total());
+        assert_eq!(open, counted, "every event that was handed out and has not ended is counted");
+    }
+
+    /// Events that were handed to their subscriptions and whose end is not applied.
+    fn open_event_count(&self) -> u64 {
+        let Volatile { open_tasks, fanout, ended, ending, fenced, .. } = &self.volatile;
+        let more: u64 = fanout.values().map(|left| u64::from(*left) - 1).sum();
+        let decided = ended.iter().filter(|ended| ended.last && ended.outcome != Outcome::Cancelled).count();
+        let logged = ending.iter().filter(|sequence| !fenced.contains(*sequence)).count();
+        *open_tasks as u64 - more + decided as u64 + logged as u64
     }
 
     /// Says whether every invariant of the durable state holds. Linear in what is pending: for tools. In recovery, call
@@ -31,6 +43,17 @@ impl Shard {
                     "each of {pending} pending events counts once {place}, which makes {count}"
                 ));
             }
+        }
+        let mut topics: HashMap<TopicId, u64> = HashMap::new();
+        for (_, entry) in table.iter() {
+            *topics.entry(entry.topic).or_default() += 1;
+        }
+        if let Some((TopicId(topic), count)) =
+            topics.iter().find(|(topic, n)| copies.pending_of(**topic) != **n)
+        {
+            return Err(format!(
+                "{count} events of topic {topic} are pending, and another number is counted"
+            ));
         }
         let bytes: usize = table.iter().map(|(_, entry)| payloads.event(entry.location).len() + 8).sum();
         let live = payloads.live_bytes();
@@ -68,9 +91,10 @@ impl Shard {
             for number in [id.0, run.moved, run.loaded] {
                 add(&number.to_le_bytes());
             }
-            for (due, sequence) in run.ended_not_loaded() {
+            for ((due, sequence), topic) in run.ended_not_loaded() {
                 add(&due.0.to_le_bytes());
                 add(&sequence.0.to_le_bytes());
+                add(&topic.0.to_le_bytes());
             }
         }
         let mut control = Vec::new();

@@ -74,6 +74,11 @@ impl Copies {
         self.size_bytes -= held.each_size_bytes;
     }
 
+    /// Pending events of a topic.
+    pub(super) fn pending_of(&self, topic: TopicId) -> u64 {
+        self.topics.get(&topic).map_or(0, |held| held.pending as u64)
+    }
+
     /// Pending events over all topics.
     pub(super) fn pending(&self) -> usize {
         self.topics.values().map(|held| held.pending).sum()

@@ -72,6 +72,7 @@ impl Shard {
             if !volatile.fenced.is_empty() && volatile.fenced.contains(&sequence) {
                 continue;
             }
+            volatile.open.add(entry.topic, 1);
             let event = durable.payloads.event(entry.location);
             let task = task_ref(config.shard, sequence, entry.due, entry.topic, event);
             if topic.is_none_or(|topic| topic.id != entry.topic) {
@@ -200,6 +201,7 @@ impl Shard {
         }
         for same in ended.chunk_by(|a, b| group(a) == group(b)) {
             let Ended { subscription, outcome, last, .. } = same[0];
+            self.volatile.ended_counts.add(subscription, outcome, same.len() as u64);
             // Half a block, so that records pack well.
             let count_max = COMPLETED_COUNT_MAX.min(self.config.block_size_bytes_max / 8);
             for part in same.chunks(count_max) {

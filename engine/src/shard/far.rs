@@ -277,7 +277,7 @@ impl Shard {
                 let block = RunBlock::parse_at(&bytes, self.config.shard, id, number, place);
                 let block = block.map_err(|damage| RunError::Damaged(id, damage))?;
                 let keys = block.entries().map(|entry| entry.key);
-                events.extend(keys.filter(|key| !run.ended.contains(key)));
+                events.extend(keys.filter(|key| !run.ended.contains_key(key)));
             }
         }
         Ok(events)

@@ -4,6 +4,7 @@ mod apply;
 mod check;
 mod control;
 mod copies;
+mod counts;
 mod due;
 mod expiry;
 mod far;
@@ -148,6 +149,9 @@ struct Volatile {
     open_tasks: usize,
     /// Whether they are as many as may be, and what is due waits for some to end.
     is_full: bool,
+    /// Events that are due and open.
+    open: counts::Open,
+    ended_counts: counts::EndedCounts,
     /// Tasks left, of events with more than one.
     fanout: HashMap<Sequence, u32>,
     ended: Vec<Ended>,
@@ -224,6 +228,8 @@ impl Shard {
                 fenced: HashSet::new(),
                 open_tasks: 0,
                 is_full: false,
+                open: counts::Open::default(),
+                ended_counts: counts::EndedCounts::default(),
                 fanout: HashMap::new(),
                 ended: Vec::new(),
                 ending: VecDeque::new(),

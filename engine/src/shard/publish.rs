@@ -175,8 +175,8 @@ impl Shard {
             }
             Some(entry) => {
                 if let Some(run) = self.volatile.far.is_moving(sequence) {
-                    let due = entry.due;
-                    return self.log_cancelled(ticket, run, (due, sequence), out);
+                    let (due, topic) = (entry.due, entry.topic);
+                    return self.log_cancelled(ticket, run, ((due, sequence), topic), out);
                 }
                 self.volatile.fenced.insert(sequence);
                 self.volatile.ended.push(Ended {

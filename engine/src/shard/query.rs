@@ -2,9 +2,10 @@
 //! was acknowledged is found, and one whose cancellation was acknowledged is not.
 
 use escapement_protocol::frame::{
-    EventDetail, EventInfo, EventPlace, Query, QueryAnswer, TASK_INFO_COUNT_MAX, TaskInfo, TaskState,
+    Counts, EventDetail, EventInfo, EventPlace, OutcomeCount, Query, QueryAnswer, TASK_INFO_COUNT_MAX,
+    TaskInfo, TaskState,
 };
-use escapement_protocol::{EventId, TopicId, WallMs};
+use escapement_protocol::{EventId, SubscriptionId, TopicId, WallMs};
 
 use super::far::{Aim, LookUp};
 use super::{PendingEvent, Shard};
@@ -36,6 +37,32 @@ impl Shard {
     pub(super) fn query(&mut self, ticket: Ticket, query: &Query, out: &mut Effects) {
         match query {
             Query::Event { event, peek } => self.get(ticket, *event, *peek, out),
+            Query::Count { topic, subscription, .. } => {
+                let counts = self.counts(*topic, *subscription);
+                out.reply(ticket, ReplyBody::Answered(QueryAnswer::Count(counts)));
+            }
+        }
+    }
+
+    /// Pending events of a topic, or of all for topic 0; and the tasks of a subscription.
+    fn counts(&self, topic: TopicId, subscription: SubscriptionId) -> Counts {
+        let Shard { durable, volatile, router, .. } = self;
+        let (memory, in_runs, ready) = match topic {
+            TopicId(0) => (durable.table.len() as u64, durable.runs.pending(), volatile.open.total()),
+            topic => {
+                (durable.copies.pending_of(topic), durable.runs.pending_of(topic), volatile.open.of(topic))
+            }
+        };
+        let tasks = router.stats(subscription).unwrap_or_default();
+        let ended = volatile.ended_counts.of(subscription);
+        Counts {
+            scheduled: memory + in_runs - ready,
+            ready,
+            in_runs,
+            queued: tasks.queued as u64,
+            running: tasks.running as u64,
+            backoff: tasks.backoff as u64,
+            ended: ended.map(|(outcome, count)| OutcomeCount { outcome: outcome as u8, count }).collect(),
         }
     }
 

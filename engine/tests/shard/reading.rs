@@ -2,9 +2,11 @@
 
 use escapement_engine::ShardConfig;
 use escapement_protocol::event::Due;
-use escapement_protocol::frame::{CancelVerdict, EventDetail, EventPlace, Query, TaskState};
+use escapement_protocol::frame::{
+    CancelVerdict, Counts, EventDetail, EventPlace, OutcomeCount, Query, TaskState,
+};
 use escapement_protocol::settings::SubscriptionSettings;
-use escapement_protocol::{AttemptResult, EventId, ShardId, SubscriptionId, TopicId, WallMs};
+use escapement_protocol::{AttemptResult, EventId, Outcome, ShardId, SubscriptionId, TopicId, WallMs};
 
 use crate::rig::{Rig, START, config, event};
 
@@ -141,4 +143,88 @@ fn an_event_tells_what_its_tasks_came_to() {
     rig.answer(&push, AttemptResult::Success);
     rig.sync();
     assert_eq!(rig.peek(id), None);
+}
+
+/// Scheduled events, those of them in runs, and ready ones.
+fn pending(rig: &mut Rig, topic: TopicId) -> (u64, u64, u64) {
+    let Counts { scheduled, ready, in_runs, .. } = rig.count(topic, SubscriptionId(0));
+    (scheduled, in_runs, ready)
+}
+
+#[test]
+fn events_are_counted_by_topic_wherever_they_are_and_after_crashes() {
+    let (mut rig, topic, subscription) = rig();
+    let other = rig.create_topic("u");
+    let ids: Vec<EventId> = (0..300u64)
+        .map(|n| publish(&mut rig, if n % 3 == 0 { other } else { topic }, HOUR_MS + n * 1_000, &[7; 100]))
+        .collect();
+    publish(&mut rig, topic, 60_000, b"near");
+    assert_eq!(pending(&mut rig, topic), (201, 0, 0));
+    rig.advance_ms(HORIZON_MS / 4);
+    rig.settle();
+    assert_eq!(pending(&mut rig, topic), (201, 200, 0));
+    assert_eq!(pending(&mut rig, other), (100, 100, 0));
+    for id in &ids[..30] {
+        rig.cancel(*id);
+        rig.settle();
+    }
+    for round in 0..3 {
+        assert_eq!(pending(&mut rig, topic), (181, 180, 0), "round {round}");
+        assert_eq!(pending(&mut rig, other), (90, 90, 0), "round {round}");
+        assert_eq!(pending(&mut rig, TopicId(0)), (271, 270, 0), "round {round}");
+        rig.check();
+        let newest = rig.newest(0);
+        rig.relocate(0, newest, 1 << 20);
+        rig.sync();
+        rig.trim(0, usize::MAX);
+        rig.check_replay();
+        rig.crash();
+    }
+    // Half of them are loaded, some of them due: nobody takes those of one topic, and the other has no subscription.
+    rig.attach(subscription);
+    rig.advance_ms(HOUR_MS + 150_000);
+    rig.settle();
+    rig.check();
+    let (scheduled, in_runs, ready) = pending(&mut rig, topic);
+    let due = 1 + ids[30..].iter().filter(|id| id.schedule_time_ms <= rig.now.wall.0).count() as u64 * 2 / 3;
+    assert!(in_runs < scheduled && ready.abs_diff(due) <= 1, "{ready} ready, {due} due");
+    assert_eq!(scheduled + ready, 181);
+    let other_pending = pending(&mut rig, other);
+    assert_eq!(other_pending.2, 0, "without a subscription they end at once: {other_pending:?}");
+    rig.crash();
+    assert_eq!(pending(&mut rig, topic), (181, in_runs, 0), "what was handed out is handed out again");
+    rig.settle();
+    assert_eq!(pending(&mut rig, topic), (scheduled, in_runs, ready));
+    rig.check();
+}
+
+#[test]
+fn tasks_are_counted_by_subscription_and_what_ended_by_outcome() {
+    let (mut rig, topic, subscription) = rig();
+    let session = rig.attach(subscription);
+    let ids: Vec<EventId> = (0..5).map(|_| publish(&mut rig, topic, 1_000, b"one")).collect();
+    let cancelled = rig.cancel(ids[4]);
+    rig.advance_ms(1_000);
+    rig.sync();
+    assert!(rig.reply(cancelled).is_some());
+    let pushes = std::mem::take(&mut rig.pushes);
+    assert_eq!(pushes.len(), 4);
+    for (push, result) in
+        pushes.iter().zip([AttemptResult::Success, AttemptResult::Success, AttemptResult::RetryableFailure])
+    {
+        rig.answer(&push.1, result);
+    }
+    rig.sync();
+    let counts = rig.count(topic, subscription);
+    assert_eq!((counts.scheduled, counts.ready, counts.running, counts.backoff), (0, 2, 1, 1));
+    let ended = OutcomeCount { outcome: Outcome::Succeeded as u8, count: 2 };
+    assert_eq!((counts.queued, counts.ended), (0, vec![ended]));
+    let ended = OutcomeCount { outcome: Outcome::Cancelled as u8, count: 1 };
+    assert_eq!(rig.count(topic, SubscriptionId(0)).ended, [ended]);
+    rig.detach(subscription, session, escapement_router::Detach::Graceful);
+    rig.advance_ms(2_000);
+    rig.sync();
+    let counts = rig.count(TopicId(0), subscription);
+    assert_eq!((counts.ready, counts.queued, counts.running, counts.backoff), (2, 2, 0, 0));
+    rig.check();
 }

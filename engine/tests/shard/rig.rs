@@ -10,7 +10,7 @@ use escapement_engine::{
     newest_control, owner_of,
 };
 use escapement_protocol::event::Due;
-use escapement_protocol::frame::{CancelVerdict, EventDetail, Items, Query, QueryAnswer, ResultItem};
+use escapement_protocol::frame::{CancelVerdict, Counts, EventDetail, Items, Query, QueryAnswer, ResultItem};
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{
     AttemptResult, Epoch, EventId, EventSpec, MonoNs, Now, Sequence, ShardId, SubscriptionId, TopicId, WallMs,
@@ -496,6 +496,14 @@ impl Rig {
         while self.run_op(event.shard.0) {}
         self.sync();
         self.detail(ticket)
+    }
+
+    pub(crate) fn count(&mut self, topic: TopicId, subscription: SubscriptionId) -> Counts {
+        let ticket = self.query(Query::Count { shard: ShardId(0), topic, subscription });
+        match self.reply(ticket) {
+            Some(ReplyBody::Answered(QueryAnswer::Count(counts))) => counts,
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(crate) fn detail(&mut self, ticket: Ticket) -> Option<EventDetail> {

@@ -1,8 +1,9 @@
 //! Questions about what is pending: each to one shard.
 
+use escapement_protocol::ErrorCode;
 use escapement_protocol::frame::{Frame, Query, QueryAnswer};
 
-use super::{ANSWERS_SIZE_BYTES_MAX, Backend, Door, REQUESTS_MAX, Refusal, Waiting, too_many};
+use super::{ANSWERS_SIZE_BYTES_MAX, Backend, Door, REQUESTS_MAX, Refusal, Waiting, refusal, too_many};
 
 /// Bytes that the answers come to that one stream may wait for.
 const AWAITED_SIZE_BYTES_MAX: usize = 4 * ANSWERS_SIZE_BYTES_MAX;
@@ -23,6 +24,11 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 Query::Event { .. } => {
                     let answer = QueryAnswer::Event(None);
                     self.send(stream, &Frame::QueryReply { request, answer });
+                }
+                _ => {
+                    let last = shard_count.saturating_sub(1);
+                    let message = format!("the node has no such shard: its shards are 0 to {last}");
+                    self.send_error(stream, request, &refusal(ErrorCode::InvalidSettings, message));
                 }
             };
         }

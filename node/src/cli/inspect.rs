@@ -464,6 +464,7 @@ fn describe(record: &Record<'_>) -> (&'static str, Value) {
             json!({
                 "run": run.0,
                 "sequences": events.iter().map(|(_, sequence)| sequence.0).collect::<Vec<_>>(),
+                "topics": events.with_topics().map(|(_, topic)| topic.0).collect::<Vec<_>>(),
             }),
         ),
     }

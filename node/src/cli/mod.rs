@@ -7,6 +7,7 @@
 
 mod admin;
 mod connect;
+mod count;
 mod dev;
 mod event;
 mod failure;
@@ -68,6 +69,8 @@ enum Command {
     /// Look at events that are pending
     #[command(subcommand)]
     Event(event::EventCommand),
+    /// Count what is pending, exactly
+    Count(count::CountArgs),
     /// Cancel events that are not yet due
     Cancel(admin::CancelArgs),
     /// Look into a data directory, without changing it
@@ -127,6 +130,7 @@ fn execute(command: Command, program: &str, out: &Output) -> Result<(), Failure>
         Command::Topic(command) => admin::run_topic(command, out),
         Command::Subscription(command) => admin::run_subscription(command, out),
         Command::Event(command) => event::run(command, out),
+        Command::Count(args) => count::run(&args, out),
         Command::Cancel(args) => admin::run_cancel(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Verify(args) => verify::run(&args, out),

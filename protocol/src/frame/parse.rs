@@ -3,10 +3,11 @@
 use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 
 use super::{
-    AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, Durability, ErrorFrame, EventDetail, EventInfo,
-    Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items, Page, PublishAck, PublishBatch,
-    PushBatch, Query, QueryAnswer, ResultBatch, ShardCore, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe,
-    Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList, Welcome,
+    AdminAnswer, AdminRequest, Cancel, CancelReply, Counts, Credit, Durability, ErrorFrame, EventDetail,
+    EventInfo, Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items, OutcomeCount, Page,
+    PublishAck, PublishBatch, PushBatch, Query, QueryAnswer, ResultBatch, ShardCore, ShardCut, ShardMapInfo,
+    SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList,
+    Welcome,
 };
 use crate::generated::wire;
 use crate::settings::Misfire;
@@ -117,6 +118,29 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
             let event = table.event().ok_or("it names no event")?;
             let event = EventId::from_bytes(event.0).ok_or("its event id has bytes that are not zero")?;
             Frame::Query { request: table.request(), query: Query::Event { event, peek: table.peek() } }
+        }
+        FrameKind::CountEvents => {
+            let table = root::<wire::CountEvents<'_>>(body)?;
+            let query = Query::Count {
+                shard: ShardId(table.shard()),
+                topic: TopicId(table.topic_id()),
+                subscription: SubscriptionId(table.subscription_id()),
+            };
+            Frame::Query { request: table.request(), query }
+        }
+        FrameKind::CountEventsReply => {
+            let table = root::<wire::CountEventsReply<'_>>(body)?;
+            let ended: Items<'_, OutcomeCount> = items(table.ended())?;
+            let counts = Counts {
+                scheduled: table.scheduled(),
+                ready: table.ready(),
+                in_runs: table.in_runs(),
+                queued: table.queued(),
+                running: table.running(),
+                backoff: table.backoff(),
+                ended: ended.iter().collect(),
+            };
+            Frame::QueryReply { request: table.request(), answer: QueryAnswer::Count(counts) }
         }
         FrameKind::GetEventReply => {
             let table = root::<wire::GetEventReply<'_>>(body)?;

@@ -17,6 +17,15 @@ pub enum Query {
         /// Whether its bytes are wanted, too.
         peek: bool,
     },
+    /// How many events and tasks there are.
+    Count {
+        /// Of which shard.
+        shard: ShardId,
+        /// Events of this topic; 0 for those of all.
+        topic: TopicId,
+        /// Tasks of this subscription; 0 for events that ended without one.
+        subscription: SubscriptionId,
+    },
 }
 
 impl Query {
@@ -25,6 +34,7 @@ impl Query {
     pub fn shard(&self) -> ShardId {
         match self {
             Query::Event { event, .. } => event.shard,
+            Query::Count { shard, .. } => *shard,
         }
     }
 
@@ -36,6 +46,7 @@ impl Query {
                 let bytes = if *peek { EVENT_SIZE_BYTES_MAX } else { 0 };
                 256 + TASK_INFO_COUNT_MAX * size_of::<<TaskInfo as Fixed>::Bytes>() + bytes
             }
+            Query::Count { .. } => 512,
         }
     }
 }
@@ -45,6 +56,71 @@ impl Query {
 pub enum QueryAnswer {
     /// To [`Query::Event`]; nothing where the event never was, or has ended.
     Event(Option<Box<EventDetail>>),
+    /// To [`Query::Count`].
+    Count(Counts),
+}
+
+/// Counts of one shard, exact at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pending events that were not handed to their subscriptions yet, because they are not due, or wait behind what is.
+    pub scheduled: u64,
+    /// Pending events that were: due, and with tasks that wait, run or back off.
+    pub ready: u64,
+    /// Of the scheduled ones, those in runs on the disk.
+    pub in_runs: u64,
+    /// The subscription's tasks that wait for a limit, for credit, or behind another of their key: where the shard
+    /// decides for it, as for the next two; else 0.
+    pub queued: u64,
+    /// Its attempts under way, slots held for cut connections included.
+    pub running: u64,
+    /// Its tasks that wait for their next attempt.
+    pub backoff: u64,
+    /// Its tasks of this shard's events that have ended since the node started, by outcome.
+    pub ended: Vec<OutcomeCount>,
+}
+
+impl Counts {
+    /// Adds those of another shard.
+    pub fn add(&mut self, other: &Counts) {
+        self.scheduled += other.scheduled;
+        self.ready += other.ready;
+        self.in_runs += other.in_runs;
+        self.queued += other.queued;
+        self.running += other.running;
+        self.backoff += other.backoff;
+        for more in &other.ended {
+            match self.ended.iter_mut().find(|held| held.outcome == more.outcome) {
+                Some(held) => held.count += more.count,
+                None => self.ended.push(*more),
+            }
+        }
+    }
+}
+
+/// Tasks that ended in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutcomeCount {
+    /// An [`Outcome`](crate::Outcome)'s code, perhaps of a later version.
+    pub outcome: u8,
+    /// How many.
+    pub count: u64,
+}
+
+impl Fixed for OutcomeCount {
+    fixed_size!(16);
+
+    fn from_wire(bytes: &[u8; 16]) -> Option<Self> {
+        let is_padded = bytes[9] == 0 && u16_at(bytes, 10) == 0 && u32_at(bytes, 12) == 0;
+        is_padded.then(|| OutcomeCount { count: u64_at(bytes, 0), outcome: bytes[8] })
+    }
+
+    fn to_wire(self) -> [u8; 16] {
+        let mut out = [0; 16];
+        put(&mut out, 0, self.count.to_le_bytes());
+        out[8] = self.outcome;
+        out
+    }
 }
 
 impl QueryAnswer {
@@ -53,6 +129,7 @@ impl QueryAnswer {
     pub fn size_bytes(&self) -> usize {
         match self {
             QueryAnswer::Event(None) => 0,
+            QueryAnswer::Count(counts) => size_of_val(&counts.ended[..]),
             QueryAnswer::Event(Some(detail)) => {
                 let bytes = detail.bytes.as_ref().map_or(0, Vec::len);
                 size_of::<EventDetail>() + detail.tasks.len() * size_of::<TaskInfo>() + bytes

@@ -57,6 +57,8 @@ impl Frame<'_> {
             Self::GoAway(_) => FrameKind::GoAway,
             Self::Query { query: Query::Event { .. }, .. } => FrameKind::GetEvent,
             Self::QueryReply { answer: QueryAnswer::Event(_), .. } => FrameKind::GetEventReply,
+            Self::Query { query: Query::Count { .. }, .. } => FrameKind::CountEvents,
+            Self::QueryReply { answer: QueryAnswer::Count(_), .. } => FrameKind::CountEventsReply,
         }
     }
 }

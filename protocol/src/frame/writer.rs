@@ -186,6 +186,12 @@ fn build_query(b: &mut Builder, request: u64, query: &Query) {
             let root = wire::GetEvent::create(b, &args);
             b.finish_minimal(root);
         }
+        Query::Count { shard, topic, subscription } => {
+            let (shard, topic_id, subscription_id) = (shard.0, topic.0, subscription.0);
+            let args = wire::CountEventsArgs { request, shard, topic_id, subscription_id };
+            let root = wire::CountEvents::create(b, &args);
+            b.finish_minimal(root);
+        }
     }
 }
 
@@ -201,6 +207,21 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
                 args.bytes = detail.bytes.as_ref().map(|bytes| b.create_vector(bytes));
             }
             let root = wire::GetEventReply::create(b, &args);
+            b.finish_minimal(root);
+        }
+        QueryAnswer::Count(counts) => {
+            let ended = structs(b, Items::from(counts.ended.as_slice()), wire::OutcomeCount);
+            let args = wire::CountEventsReplyArgs {
+                request,
+                scheduled: counts.scheduled,
+                ready: counts.ready,
+                in_runs: counts.in_runs,
+                queued: counts.queued,
+                running: counts.running,
+                backoff: counts.backoff,
+                ended,
+            };
+            let root = wire::CountEventsReply::create(b, &args);
             b.finish_minimal(root);
         }
     }

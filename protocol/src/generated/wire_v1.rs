@@ -2095,6 +2095,230 @@ impl<'a> TaskInfo {
 
 }
 
+/// Tasks that ended in one way.
+// struct OutcomeCount, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct OutcomeCount(pub [u8; 16]);
+impl Default for OutcomeCount { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for OutcomeCount {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("OutcomeCount")
+      .field("count", &self.count())
+      .field("outcome", &self.outcome())
+      .field("pad", &self.pad())
+      .field("pad2", &self.pad2())
+      .field("pad3", &self.pad3())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for OutcomeCount {}
+impl<'a> ::flatbuffers::Follow<'a> for OutcomeCount {
+  type Inner = &'a OutcomeCount;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a OutcomeCount>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a OutcomeCount {
+  type Inner = &'a OutcomeCount;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<OutcomeCount>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for OutcomeCount {
+    type Output = OutcomeCount;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const OutcomeCount as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for OutcomeCount {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> OutcomeCount {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    count: u64,
+    outcome: u8,
+    pad: u8,
+    pad2: u16,
+    pad3: u32,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_count(count);
+    s.set_outcome(outcome);
+    s.set_pad(pad);
+    s.set_pad2(pad2);
+    s.set_pad3(pad3);
+    s
+  }
+
+  pub fn count(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_count(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn outcome(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_outcome(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn pad(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[9..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_pad(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[9..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn pad2(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[10..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_pad2(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[10..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn pad3(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[12..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_pad3(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[12..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 /// Which core of the node owns a shard.
 // struct ShardCore, aligned to 2
 #[repr(transparent)]
@@ -4445,6 +4669,368 @@ impl ::core::fmt::Debug for GetEventReply<'_> {
       ds.field("tasks", &self.tasks());
       ds.field("task_count", &self.task_count());
       ds.field("bytes", &self.bytes());
+      ds.finish()
+  }
+}
+pub enum CountEventsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct CountEvents<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for CountEvents<'a> {
+  type Inner = CountEvents<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> CountEvents<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TOPIC_ID: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SUBSCRIPTION_ID: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    CountEvents { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args CountEventsArgs
+  ) -> ::flatbuffers::WIPOffset<CountEvents<'bldr>> {
+    let mut builder = CountEventsBuilder::new(_fbb);
+    builder.add_request(args.request);
+    builder.add_subscription_id(args.subscription_id);
+    builder.add_topic_id(args.topic_id);
+    builder.add_shard(args.shard);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEvents::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(CountEvents::VT_SHARD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn topic_id(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(CountEvents::VT_TOPIC_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn subscription_id(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(CountEvents::VT_SUBSCRIPTION_ID, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for CountEvents<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .visit_field::<u32>("topic_id", Self::VT_TOPIC_ID, false)?
+     .visit_field::<u32>("subscription_id", Self::VT_SUBSCRIPTION_ID, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CountEventsArgs {
+    pub request: u64,
+    pub shard: u16,
+    pub topic_id: u32,
+    pub subscription_id: u32,
+}
+impl<'a> Default for CountEventsArgs {
+  #[inline]
+  fn default() -> Self {
+    CountEventsArgs {
+      request: 0,
+      shard: 0,
+      topic_id: 0,
+      subscription_id: 0,
+    }
+  }
+}
+
+pub struct CountEventsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CountEventsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(CountEvents::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(CountEvents::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn add_topic_id(&mut self, topic_id: u32) {
+    self.fbb_.push_slot::<u32>(CountEvents::VT_TOPIC_ID, topic_id, 0);
+  }
+  #[inline]
+  pub fn add_subscription_id(&mut self, subscription_id: u32) {
+    self.fbb_.push_slot::<u32>(CountEvents::VT_SUBSCRIPTION_ID, subscription_id, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CountEventsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CountEventsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<CountEvents<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for CountEvents<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("CountEvents");
+      ds.field("request", &self.request());
+      ds.field("shard", &self.shard());
+      ds.field("topic_id", &self.topic_id());
+      ds.field("subscription_id", &self.subscription_id());
+      ds.finish()
+  }
+}
+pub enum CountEventsReplyOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct CountEventsReply<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for CountEventsReply<'a> {
+  type Inner = CountEventsReply<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> CountEventsReply<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SCHEDULED: ::flatbuffers::VOffsetT = 6;
+  pub const VT_READY: ::flatbuffers::VOffsetT = 8;
+  pub const VT_IN_RUNS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_QUEUED: ::flatbuffers::VOffsetT = 12;
+  pub const VT_RUNNING: ::flatbuffers::VOffsetT = 14;
+  pub const VT_BACKOFF: ::flatbuffers::VOffsetT = 16;
+  pub const VT_ENDED: ::flatbuffers::VOffsetT = 18;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    CountEventsReply { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args CountEventsReplyArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<CountEventsReply<'bldr>> {
+    let mut builder = CountEventsReplyBuilder::new(_fbb);
+    builder.add_backoff(args.backoff);
+    builder.add_running(args.running);
+    builder.add_queued(args.queued);
+    builder.add_in_runs(args.in_runs);
+    builder.add_ready(args.ready);
+    builder.add_scheduled(args.scheduled);
+    builder.add_request(args.request);
+    if let Some(x) = args.ended { builder.add_ended(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEventsReply::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn scheduled(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEventsReply::VT_SCHEDULED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn ready(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEventsReply::VT_READY, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn in_runs(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEventsReply::VT_IN_RUNS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn queued(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEventsReply::VT_QUEUED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn running(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEventsReply::VT_RUNNING, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn backoff(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CountEventsReply::VT_BACKOFF, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn ended(&self) -> Option<::flatbuffers::Vector<'a, OutcomeCount>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, OutcomeCount>>>(CountEventsReply::VT_ENDED, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for CountEventsReply<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<u64>("scheduled", Self::VT_SCHEDULED, false)?
+     .visit_field::<u64>("ready", Self::VT_READY, false)?
+     .visit_field::<u64>("in_runs", Self::VT_IN_RUNS, false)?
+     .visit_field::<u64>("queued", Self::VT_QUEUED, false)?
+     .visit_field::<u64>("running", Self::VT_RUNNING, false)?
+     .visit_field::<u64>("backoff", Self::VT_BACKOFF, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, OutcomeCount>>>("ended", Self::VT_ENDED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CountEventsReplyArgs<'a> {
+    pub request: u64,
+    pub scheduled: u64,
+    pub ready: u64,
+    pub in_runs: u64,
+    pub queued: u64,
+    pub running: u64,
+    pub backoff: u64,
+    pub ended: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, OutcomeCount>>>,
+}
+impl<'a> Default for CountEventsReplyArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    CountEventsReplyArgs {
+      request: 0,
+      scheduled: 0,
+      ready: 0,
+      in_runs: 0,
+      queued: 0,
+      running: 0,
+      backoff: 0,
+      ended: None,
+    }
+  }
+}
+
+pub struct CountEventsReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CountEventsReplyBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(CountEventsReply::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_scheduled(&mut self, scheduled: u64) {
+    self.fbb_.push_slot::<u64>(CountEventsReply::VT_SCHEDULED, scheduled, 0);
+  }
+  #[inline]
+  pub fn add_ready(&mut self, ready: u64) {
+    self.fbb_.push_slot::<u64>(CountEventsReply::VT_READY, ready, 0);
+  }
+  #[inline]
+  pub fn add_in_runs(&mut self, in_runs: u64) {
+    self.fbb_.push_slot::<u64>(CountEventsReply::VT_IN_RUNS, in_runs, 0);
+  }
+  #[inline]
+  pub fn add_queued(&mut self, queued: u64) {
+    self.fbb_.push_slot::<u64>(CountEventsReply::VT_QUEUED, queued, 0);
+  }
+  #[inline]
+  pub fn add_running(&mut self, running: u64) {
+    self.fbb_.push_slot::<u64>(CountEventsReply::VT_RUNNING, running, 0);
+  }
+  #[inline]
+  pub fn add_backoff(&mut self, backoff: u64) {
+    self.fbb_.push_slot::<u64>(CountEventsReply::VT_BACKOFF, backoff, 0);
+  }
+  #[inline]
+  pub fn add_ended(&mut self, ended: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , OutcomeCount>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CountEventsReply::VT_ENDED, ended);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CountEventsReplyBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CountEventsReplyBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<CountEventsReply<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for CountEventsReply<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("CountEventsReply");
+      ds.field("request", &self.request());
+      ds.field("scheduled", &self.scheduled());
+      ds.field("ready", &self.ready());
+      ds.field("in_runs", &self.in_runs());
+      ds.field("queued", &self.queued());
+      ds.field("running", &self.running());
+      ds.field("backoff", &self.backoff());
+      ds.field("ended", &self.ended());
       ds.finish()
   }
 }

@@ -215,11 +215,23 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
     ];
     let bytes = Events::new(&EVENTS, 3).expect("three events").iter().next().map(<[u8]>::to_vec);
     let detail = EventDetail { info, tasks, task_count: 2, bytes };
+    let count = Query::Count { shard: ShardId(1), topic: TopicId(3), subscription: SubscriptionId(9) };
+    let counts = Counts {
+        scheduled: 100_000_000,
+        ready: 7,
+        in_runs: 99_000_000,
+        queued: 4,
+        running: 3,
+        backoff: 2,
+        ended: vec![OutcomeCount { outcome: 1, count: 1_234 }, OutcomeCount { outcome: 3, count: 5 }],
+    };
     let answered = |answer| Frame::QueryReply { request: 7, answer };
     vec![
         ("20-get-event", Frame::Query { request: 7, query: Query::Event { event: IDS[0], peek: true } }),
         ("21-get-event-reply", answered(QueryAnswer::Event(Some(Box::new(detail))))),
         ("21-get-event-reply-not-found", answered(QueryAnswer::Event(None))),
+        ("24-count-events", Frame::Query { request: 7, query: count }),
+        ("25-count-events-reply", answered(QueryAnswer::Count(counts))),
     ]
 }
 

@@ -82,7 +82,7 @@ fn written(record: &Record<'_>) -> Vec<u8> {
         }
         Record::Loaded { run, first_block, block_count } => writer.loaded(run, first_block, block_count),
         Record::CancelledInRun { run, events } => {
-            writer.cancelled_in_run(run, events.iter().collect::<Vec<_>>().into_iter());
+            writer.cancelled_in_run(run, events.with_topics());
         }
     }
     out
@@ -148,7 +148,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let (mut moved, mut cancelled) = (Vec::new(), Vec::new());
     RecordWriter::new(&mut moved, &mut 0).moved(run, 0, 2, &far_apart);
     let key = (now, Sequence(41));
-    RecordWriter::new(&mut cancelled, &mut 0).cancelled_in_run(run, [key].into_iter());
+    RecordWriter::new(&mut cancelled, &mut 0).cancelled_in_run(run, [(key, TopicId(3))].into_iter());
 
     let mut seeds = vec![
         ("published", written(&published)),

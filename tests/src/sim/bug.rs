@@ -60,6 +60,8 @@ pub enum Bug {
     PolicyAltered,
     /// A node is told that its files are copied before they are.
     FilesLetGo,
+    /// Questions about counts go to the shard after the one that they name.
+    QuestionsAstray,
 }
 
 impl Bug {
@@ -91,6 +93,7 @@ impl Bug {
         Bug::ClockStale,
         Bug::PolicyAltered,
         Bug::FilesLetGo,
+        Bug::QuestionsAstray,
     ];
 
     /// The one with this name, as it is written here.

@@ -21,7 +21,7 @@ use attempts::{Attempts, Ended};
 const LATE_NS: u64 = 50_000_000;
 
 /// Where an event is stored.
-pub(super) type Key = (ShardId, Sequence);
+pub(in crate::sim) type Key = (ShardId, Sequence);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use escapement_protocol::EventId;
 use escapement_protocol::frame::{Frame, Query, QueryAnswer};
+use escapement_protocol::{EventId, ShardId, SubscriptionId, TopicId};
 use escapement_wal::memory::Rng;
 
+use super::bug::Bug;
 use super::control::{Received, hello, written};
+use super::judge::Key;
 use super::net::connection_of;
 use super::world::{Who, World};
 
@@ -17,6 +19,8 @@ const STREAMS: u64 = 2;
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) query: Query,
+    /// Of those that it counts, events that had to be there.
+    pub(super) owed: Vec<Key>,
     /// Whether the event's cancellation had been acknowledged.
     pub(super) was_cancelled: bool,
     /// Whether the id is one that nobody was given.
@@ -71,7 +75,22 @@ impl World {
             return;
         }
         let event = events[self.reader.rng.below(events.len() as u64) as usize];
-        self.ask_for_event(connection, event);
+        if self.reader.rng.one_in(3) {
+            self.ask_for_counts(connection, event.shard);
+        } else {
+            self.ask_for_event(connection, event);
+        }
+    }
+
+    fn ask_for_counts(&mut self, connection: u64, shard: ShardId) {
+        let topic = self.reader.rng.below(self.plan.topics as u64 + 1) as usize;
+        let (index, topic) = match topic {
+            0 => (None, TopicId(0)),
+            n => (Some(n - 1), self.admin.topic_id(n - 1)),
+        };
+        let owed = self.judge.owed_in(shard, index);
+        let query = Query::Count { shard, topic, subscription: SubscriptionId(0) };
+        self.ask(connection, Asked { query, owed, was_cancelled: false, is_made_up: false, wall_ms: None });
     }
 
     fn ask_for_event(&mut self, connection: u64, event: EventId) {
@@ -81,14 +100,20 @@ impl World {
         let peek = self.reader.rng.one_in(2);
         let query = Query::Event { event: EventId { schedule_time_ms, ..event }, peek };
         let wall_ms = self.node_wall_ms(self.incarnation);
-        self.ask(connection, Asked { query, was_cancelled, is_made_up, wall_ms });
+        self.ask(connection, Asked { query, owed: Vec::new(), was_cancelled, is_made_up, wall_ms });
     }
 
     fn ask(&mut self, connection: u64, asked: Asked) {
         let stream = self.reader.rng.below(STREAMS);
         self.reader.requests += 1;
         let request = self.reader.requests;
-        let bytes = written(&Frame::Query { request, query: asked.query.clone() });
+        let mut query = asked.query.clone();
+        if let Query::Count { shard, .. } = &mut query
+            && self.options.bug == Some(Bug::QuestionsAstray)
+        {
+            shard.0 = (shard.0 + 1) % self.plan.shards;
+        }
+        let bytes = written(&Frame::Query { request, query });
         self.reader.asked.insert((stream, request), asked);
         self.send(connection, stream, &bytes, Vec::new());
     }
@@ -120,6 +145,8 @@ impl World {
                 let clock = wall_ms.and(asked.wall_ms).zip(wall_ms);
                 self.judge.event_answered((*event, *peek), asked, found.as_deref(), topic, clock);
             }
+            (Query::Count { .. }, QueryAnswer::Count(counts)) => self.judge.counted(asked, &counts),
+            (query, answer) => self.judge.breach(format!("{query:?} was answered by {answer:?}")),
         }
     }
 }

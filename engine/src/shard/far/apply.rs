@@ -1,5 +1,7 @@
 //! What records about runs change.
 
+use escapement_protocol::TopicId;
+
 use super::super::{ApplyError, apply::in_batches};
 use super::load::{Chunk, Why};
 use super::{Key, Shard};
@@ -52,7 +54,7 @@ impl Shard {
         in_batches(sequences.iter(), |batch| {
             self.durable.table.touch(batch.iter().copied());
             for sequence in batch {
-                let was_pending = self.end_event(*sequence);
+                let was_pending = self.end_event(*sequence).is_some();
                 assert!(
                     was_pending || self.recovering,
                     "{sequence:?} was moved to run {id} and is not pending"
@@ -103,11 +105,11 @@ impl Shard {
         self.take_in(&chunk, block)
     }
 
-    pub(in crate::shard) fn apply_cancelled_in_run(&mut self, id: RunId, key: Key) {
+    pub(in crate::shard) fn apply_cancelled_in_run(&mut self, id: RunId, key: Key, topic: TopicId) {
         if !self.recovering {
             self.volatile.far.cancelled.remove(&key.1);
         }
-        self.durable.runs.ended(id, key);
+        self.durable.runs.ended(id, key, topic);
         // Said again after the event was loaded, while the first record that says so was trimmed.
         if self.recovering {
             self.end_event(key.1);

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use escapement_protocol::{MonoNs, Sequence, WallMs};
+use escapement_protocol::{MonoNs, Sequence, TopicId, WallMs};
 
 use super::{Moving, Purpose, RETRY_AFTER_MS};
 use crate::effects::Effects;
@@ -33,6 +33,8 @@ pub(super) struct Flush {
     rest: Merge,
     /// What was written, in order.
     keys: Vec<Key>,
+    /// Their topics, which nobody knows any more of what ends meanwhile.
+    topics: Vec<TopicId>,
     stage: Stage,
 }
 
@@ -58,7 +60,7 @@ impl Flush {
             Stage::Filling { bytes, .. } => bytes.capacity(),
             _ => 0,
         };
-        self.keys.capacity() * size_of::<Key>() + bytes
+        self.keys.capacity() * size_of::<Key>() + self.topics.capacity() * size_of::<TopicId>() + bytes
     }
 
     fn moved_count(&self) -> usize {
@@ -147,7 +149,7 @@ impl Shard {
         if !far.buffer.is_empty() {
             far.since = Some(self.volatile.now.mono);
         }
-        far.flush = Some(Flush { run, rest, keys: Vec::new(), stage: Stage::Creating });
+        far.flush = Some(Flush { run, rest, keys: Vec::new(), topics: Vec::new(), stage: Stage::Creating });
         far.request(Purpose::Flush(run), RunOp::Create { run }, out);
     }
 
@@ -162,7 +164,7 @@ impl Shard {
         let horizon = self.horizon();
         let Shard { durable, volatile, .. } = self;
         let far = &mut volatile.far;
-        let Some(Flush { run, rest, keys, stage }) = &mut far.flush else { return };
+        let Some(Flush { run, rest, keys, topics, stage }) = &mut far.flush else { return };
         let run = *run;
         let Stage::Filling { writer, bytes, written, is_writing } = stage else { return };
         let block_end = writer.complete_size_bytes() + 1;
@@ -185,6 +187,7 @@ impl Shard {
                 }
                 writer.push(bytes, (due, sequence), entry.topic, durable.payloads.event(entry.location));
                 keys.push((due, sequence));
+                topics.push(entry.topic);
             }
         }
         if *is_writing {
@@ -235,10 +238,7 @@ impl Shard {
             Stage::Ending { footer, size_bytes } => {
                 let blocks = footer.index.iter().map(|place| place.count).collect();
                 let (size_bytes, as_of) = (*size_bytes, self.durable.applied);
-                let footer = std::mem::replace(
-                    footer,
-                    RunFooter { index: Vec::new(), sequences: (Sequence(0), Sequence(0)), id: 0 },
-                );
+                let footer = std::mem::take(footer);
                 flush.stage = Stage::Moving { blocks, block: 0, at: 0 };
                 let (moved, loaded, footer_id) = (0, 0, footer.id);
                 let closed = false;
@@ -256,7 +256,7 @@ impl Shard {
         if far.moving.len() >= MOVING_COUNT_MAX {
             return;
         }
-        let Some(Flush { run, keys, stage, .. }) = &mut far.flush else { return };
+        let Some(Flush { run, keys, topics, stage, .. }) = &mut far.flush else { return };
         let run = *run;
         let Stage::Moving { blocks, block, at } = stage else { return };
         let (first_block, from) = (*block, *at);
@@ -273,10 +273,11 @@ impl Shard {
         let is_pending =
             |key: &Key| durable.table.get(key.1).is_some() && ending.binary_search(&key.1).is_err();
         let (mut alive, mut dead) = (Vec::with_capacity(*at - from), Vec::new());
-        for batch in keys[from..*at].chunks(WARM_COUNT) {
+        let moved = keys[from..*at].chunks(WARM_COUNT).zip(topics[from..*at].chunks(WARM_COUNT));
+        for (batch, topics) in moved {
             durable.table.touch(batch.iter().map(|key| key.1));
-            for key in batch {
-                if is_pending(key) { alive.push(key.1) } else { dead.push(*key) }
+            for (key, topic) in batch.iter().zip(topics) {
+                if is_pending(key) { alive.push(key.1) } else { dead.push((*key, *topic)) }
             }
         }
         let (block_count, is_last) = (*block - first_block, *block == blocks.len());

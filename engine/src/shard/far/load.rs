@@ -190,7 +190,7 @@ impl Shard {
         let horizon = self.horizon();
         for entry in chunk.entries() {
             let ended = &self.durable.runs.entry(chunk.run).ended;
-            if !ended.is_empty() && ended.contains(&entry.key) {
+            if !ended.is_empty() && ended.contains_key(&entry.key) {
                 continue;
             }
             let (due, sequence) = entry.key;
@@ -250,7 +250,7 @@ impl Shard {
     pub(in crate::shard) fn state_run(&mut self, id: RunId, out: &mut Effects) {
         let run = self.durable.runs.get_mut(id).expect("it is there");
         run.is_stating = true;
-        let ended: Vec<_> = run.ended.iter().copied().collect();
+        let ended: Vec<_> = run.ended.iter().map(|(key, topic)| (*key, *topic)).collect();
         for part in ended.chunks(self.config.block_size_bytes_max / 64) {
             out.log().cancelled_in_run(id, part.iter().copied());
         }

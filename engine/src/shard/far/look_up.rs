@@ -3,7 +3,7 @@
 use std::io;
 
 use escapement_protocol::frame::{CancelVerdict, EventPlace, QueryAnswer};
-use escapement_protocol::{ErrorCode, EventId, TopicId, WallMs};
+use escapement_protocol::{ErrorCode, EventId, Outcome, SubscriptionId, TopicId, WallMs};
 
 use super::{Purpose, Shard};
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
@@ -58,12 +58,13 @@ impl Shard {
         &mut self,
         ticket: Ticket,
         run: RunId,
-        key: Key,
+        (key, topic): (Key, TopicId),
         out: &mut Effects,
     ) {
         // The first request's record may be on its way: this answer waits for it too.
         if self.volatile.far.cancelled.insert(key.1) {
-            out.log().cancelled_in_run(run, [key].into_iter());
+            out.log().cancelled_in_run(run, [(key, topic)].into_iter());
+            self.volatile.ended_counts.add(SubscriptionId(0), Outcome::Cancelled, 1);
         }
         out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
     }
@@ -72,7 +73,7 @@ impl Shard {
     fn look_up_from(&mut self, look_up: LookUp, from: RunId, out: &mut Effects) {
         let key = key_of(look_up.event);
         let held = self.durable.runs.iter().skip_while(|(id, _)| *id < from);
-        let found = held.filter(|(_, run)| !run.ended.contains(&key)).find_map(|(id, run)| {
+        let found = held.filter(|(_, run)| !run.ended.contains_key(&key)).find_map(|(id, run)| {
             let block = run.block_of(key)?;
             let footer = run.footer.as_ref()?;
             Some((id, block, footer.index[block as usize]))
@@ -128,9 +129,9 @@ impl Shard {
         }
         match self.find_in_block(key, aim, (run, block), result) {
             Ok(Some(found)) => match aim {
-                Aim::Cancel => self.log_cancelled(ticket, run, key, out),
+                Aim::Cancel => self.log_cancelled(ticket, run, (key, found.topic), out),
                 Aim::Get { .. }
-                    if self.durable.runs.get(run).is_some_and(|held| held.ended.contains(&key)) =>
+                    if self.durable.runs.get(run).is_some_and(|held| held.ended.contains_key(&key)) =>
                 {
                     out.reply(ticket, ReplyBody::Answered(QueryAnswer::Event(None)));
                 }

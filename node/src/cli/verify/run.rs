@@ -1,18 +1,18 @@
 //! One run: its file, block for block, and whether it is what the log says of it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use escapement_engine::Shard;
 use escapement_engine::far::format::{ALIGN, BlockPlace, RunBlock, RunFooter};
 use escapement_engine::far::{RunFiles, RunId};
-use escapement_protocol::ShardId;
+use escapement_protocol::{ShardId, TopicId};
 use escapement_wal::FileId;
 
 use super::Finding;
 use crate::cli::runs::{Key, LoggedRun, count_in, footer_of};
 
-/// Bytes of one block in the index, and of the trailer behind them.
-const INDEX_ENTRY_SIZE_BYTES: usize = 32;
+/// Bytes of the trailer, at the end of the footer.
 const TRAILER_SIZE_BYTES: usize = 64;
 
 /// What is needed to check a run.
@@ -105,10 +105,12 @@ impl RunCheck<'_> {
             return tell(self, "it is not what was written there".into());
         };
         let (mut count, mut first, mut ascends, mut within, mut both) = (0, None, true, true, 0);
+        let mut topics: BTreeMap<TopicId, u32> = BTreeMap::new();
         let is_held = (self.logged.loaded..self.logged.moved).contains(&number);
         for entry in block.entries() {
             count += 1;
             first.get_or_insert(entry.key);
+            *topics.entry(entry.topic).or_default() += 1;
             ascends &= seen.last < Some(entry.key);
             within &= footer.sequences.0 <= entry.key.1 && entry.key.1 <= footer.sequences.1;
             seen.last = Some(entry.key);
@@ -123,6 +125,9 @@ impl RunCheck<'_> {
         }
         if first != Some(place.first) {
             tell(self, "its first event is not the one that the index names".into());
+        }
+        if !topics.into_iter().eq(footer.topics.of(number).iter().copied()) {
+            tell(self, "its events are not of the topics that the footer counts".into());
         }
         if !ascends {
             tell(self, "its events do not come in order".into());
@@ -141,13 +146,13 @@ impl RunCheck<'_> {
 
     /// The bytes between index and trailer, which no checksum covers.
     fn check_footer_zeros(&mut self, footer: &RunFooter, size_bytes: u64) {
-        let len = footer_size_bytes(footer);
+        let len = footer.size_bytes();
         let offset = size_bytes - len as u64;
         let bytes = match self.files.read(self.run, offset, len) {
             Ok(bytes) => bytes,
             Err(error) => return self.damaged(Some(offset), format!("it can't be read: {error}")),
         };
-        let zeros = footer.index.len() * INDEX_ENTRY_SIZE_BYTES..len - TRAILER_SIZE_BYTES;
+        let zeros = footer.said_size_bytes()..len - TRAILER_SIZE_BYTES;
         if bytes.get(zeros).is_none_or(|zeros| zeros.iter().any(|byte| *byte != 0)) {
             let what = "the bytes between index and trailer are not zero: no event is changed, but the medium has changed \
                         something";
@@ -226,10 +231,6 @@ impl RunCheck<'_> {
     }
 }
 
-fn footer_size_bytes(footer: &RunFooter) -> usize {
-    (footer.index.len() * INDEX_ENTRY_SIZE_BYTES + TRAILER_SIZE_BYTES).next_multiple_of(ALIGN)
-}
-
 /// Whether blocks follow one another, from the start of the file to the footer.
 fn index_fault(footer: &RunFooter, size_bytes: u64) -> Option<String> {
     let mut end = 0;
@@ -241,6 +242,6 @@ fn index_fault(footer: &RunFooter, size_bytes: u64) -> Option<String> {
         }
         end += u64::from(place.size_bytes);
     }
-    let is_whole = end + footer_size_bytes(footer) as u64 == size_bytes;
+    let is_whole = end + footer.size_bytes() as u64 == size_bytes;
     (!is_whole).then(|| format!("its index ends at {end}, and not where its footer begins"))
 }

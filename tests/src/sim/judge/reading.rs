@@ -1,10 +1,10 @@
 //! Answers about what is pending, against what was acknowledged.
 
-use escapement_protocol::frame::{EventDetail, TaskState};
-use escapement_protocol::{EventId, EventView, TopicId};
+use escapement_protocol::frame::{Counts, EventDetail, TaskState};
+use escapement_protocol::{EventId, EventView, Sequence, ShardId, TopicId};
 
 use super::super::reader::Asked;
-use super::{Cancel, Judge, Place};
+use super::{Cancel, Judge, Key, Place};
 
 impl Judge {
     fn place_of(&self, event: EventId) -> Option<&Place> {
@@ -19,6 +19,23 @@ impl Judge {
     /// Index of an event's topic.
     pub(in crate::sim) fn topic_of(&self, event: EventId) -> Option<usize> {
         Some(self.events[&self.place_of(event)?.n].topic)
+    }
+
+    /// Events of a shard, and of a topic or of all, that must be there.
+    pub(in crate::sim) fn owed_in(&self, shard: ShardId, topic: Option<usize>) -> Vec<Key> {
+        let places = self.places.range((shard, Sequence(0))..=(shard, Sequence::MAX));
+        let of_topic = |place: &Place| topic.is_none_or(|topic| self.events[&place.n].topic == topic);
+        places.filter(|(_, place)| of_topic(place) && self.is_owed(place)).map(|(key, _)| *key).collect()
+    }
+
+    /// The answer about counts: what had to be there when it was asked for, and has to be there still, is counted.
+    pub(in crate::sim) fn counted(&mut self, asked: &Asked, counts: &Counts) {
+        let still =
+            asked.owed.iter().filter(|key| self.places.get(key).is_some_and(|place| self.is_owed(place)));
+        let least = still.count() as u64;
+        if counts.scheduled + counts.ready < least || counts.in_runs > counts.scheduled {
+            self.breach(format!("{least} events and more are pending, and {:?} is {counts:?}", asked.query));
+        }
     }
 
     /// The answer about an event: `found` where the node says that it is pending. `clock` is the node's when it was asked
