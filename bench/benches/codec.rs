@@ -163,6 +163,7 @@ fn codec(c: &mut Criterion) {
             runs: black_box(&runs[..]).into(),
             exceptions: Items::default(),
             exhausted: "",
+            duplicates: Items::default(),
         };
         encode_publish_ack(&ack, &mut out).expect("it fits");
         decode(&out, false);

@@ -28,7 +28,8 @@ pub use error::ClientError;
 pub use link::NodeInfo;
 pub use options::{ConnectOptions, Identity, TransportOptions, Trust};
 pub use publisher::{
-    BatchGuard, BatchReceipt, Publisher, PublisherOptions, PublisherStats, Receipt, ReceiptRun, Refusal,
+    BatchGuard, BatchReceipt, Duplicate, Publisher, PublisherOptions, PublisherStats, Receipt, ReceiptRun,
+    Refusal,
 };
 pub use subscriber::{
     Answer, Attempt, PushHandler, ResultSink, SessionChange, Stopper, Subscriber, SubscriberOptions, Task,

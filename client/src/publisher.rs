@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::link::UNPOISONED;
 use crate::{Client, ClientError, NodeInfo};
 use lane::{LaneState, Reply, TokenReceipt};
-pub use receipt::{BatchReceipt, Receipt, ReceiptRun, Refusal};
+pub use receipt::{BatchReceipt, Duplicate, Receipt, ReceiptRun, Refusal};
 
 /// How events are collected, and how many may be unacknowledged.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,8 @@ pub struct PublisherStats {
     pub published: u64,
     /// Events accepted by the node.
     pub acknowledged: u64,
+    /// Of these, events that had been accepted before: see [`Receipt::duplicate`].
+    pub duplicates: u64,
     /// Events refused by the node.
     pub refused: u64,
     /// Events sent again after a lost connection: each may be stored twice.
@@ -276,6 +278,7 @@ impl Publisher {
             let stats = lane.lock().stats();
             sum.published += stats.published;
             sum.acknowledged += stats.acknowledged;
+            sum.duplicates += stats.duplicates;
             sum.refused += stats.refused;
             sum.resent += stats.resent;
             sum.streams += stats.streams;

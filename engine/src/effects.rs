@@ -202,14 +202,16 @@ pub struct Reply {
 pub enum ReplyBody {
     /// A prefix of the run was accepted, and is durable.
     Published {
-        /// Sequence of its first event.
+        /// Sequence of its first event that is no duplicate.
         first_sequence: Sequence,
-        /// How many were accepted, from the first on.
+        /// How many were accepted, from the first on, now or before.
         accepted_count: u32,
         /// When they were accepted.
         accepted: WallMs,
         /// Why the rest of the run was not.
         refusal: Option<Refusal>,
+        /// Of those, the ones that had been accepted before, ascending. The others have consecutive sequences.
+        duplicates: Vec<Duplicate>,
     },
     /// None of it was accepted.
     Refused(Refusal),
@@ -237,6 +239,19 @@ pub enum ReplyBody {
         /// Its settings.
         settings: SubscriptionSettings,
     },
+}
+
+/// An event of a published run that had been published before: the receipt of the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Duplicate {
+    /// Its place in the run, from 0.
+    pub index: u32,
+    /// The first one's sequence.
+    pub sequence: Sequence,
+    /// When the first one is scheduled for, as its id says.
+    pub schedule_time: WallMs,
+    /// When the first one was accepted.
+    pub accepted: WallMs,
 }
 
 /// A typed refusal.

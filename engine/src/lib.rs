@@ -17,6 +17,7 @@
 
 mod effects;
 pub mod far;
+pub mod names;
 mod payload;
 pub mod record;
 mod registry;
@@ -24,7 +25,9 @@ mod shard;
 mod table;
 pub mod wheel;
 
-pub use effects::{AdminRequest, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket};
+pub use effects::{
+    AdminRequest, Duplicate, Effects, Input, Message, Push, Refusal, Reply, ReplyBody, Ticket,
+};
 pub use registry::{Registry, Subscription, Topic, owner_of};
 pub use shard::{
     ApplyError, Deadline, PendingEvent, Shard, ShardConfig, ShardStats, Undelivered, newest_control,

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 use escapement_engine::far::RunId;
+use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
-    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES, Record,
-    RecordError, RecordWriter, RunStatement, TaskProgress, WALL_MAX, effective_due, published_events,
-    records,
+    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, NAMES_FIXED_SIZE_BYTES, PROGRESS_SIZE_BYTES,
+    PUBLISHED_FIXED_SIZE_BYTES, Record, RecordError, RecordWriter, RunStatement, TaskProgress, WALL_MAX,
+    effective_due, published_events, records,
 };
 use escapement_protocol::event::Due;
 use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings};
@@ -38,6 +39,7 @@ fn topic_settings() -> TopicSettings {
         default_source: "/shop".into(),
         default_type: String::new(),
         default_content_type: "application/json".into(),
+        dedup_window_ms: 86_400_000,
     }
 }
 
@@ -77,6 +79,13 @@ const RUN: RunStatement = RunStatement {
     size_bytes: 65_536,
 };
 
+const HASHES: [NameHash; 2] = [NameHash([1, 2]), NameHash([3, 4])];
+
+const NAMES: [Name; 2] = [
+    Name { hash: HASHES[0], sequence: Sequence(41), schedule_time: WallMs(5_000), accepted: WallMs(6_000) },
+    Name { hash: HASHES[1], sequence: Sequence(42), schedule_time: WallMs(6_250), accepted: WallMs(6_000) },
+];
+
 /// The name of each kind as the document has it, and a record.
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let events = events();
@@ -109,6 +118,12 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
                 w.cancelled_in_run(RunId(7), [((WallMs(9_000), Sequence(8)), TopicId(3))].into_iter());
             }),
         ),
+        (
+            "PublishedNamed",
+            written(|w| w.published_named(TopicId(2), Sequence(41), WallMs(6_000), &HASHES, &events)),
+        ),
+        ("Names", written(|w| w.names(TopicId(2), 77, Sequence(41), NAMES.iter()))),
+        ("NamesForgotten", written(|w| w.names_forgotten(TopicId(2), Sequence(43)))),
     ]
 }
 
@@ -122,9 +137,8 @@ fn read(bytes: &[u8]) -> Record<'_> {
 #[test]
 fn records_are_written_as_the_golden_files_have_them() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden");
-    for (n, (name, bytes)) in samples().into_iter().enumerate() {
-        assert_eq!(usize::from(bytes[0]), n + 1, "{name}");
-        let path = folder.join(format!("record-{}-{}.bin", n + 1, name.to_lowercase()));
+    for (name, bytes) in samples() {
+        let path = folder.join(format!("record-{}-{}.bin", bytes[0], name.to_lowercase()));
         if env::var_os("ESCAPEMENT_WRITE_GOLDEN").is_some() && !path.exists() {
             fs::create_dir_all(&folder).expect("a folder");
             fs::write(&path, &bytes).expect("the folder can be written");
@@ -140,8 +154,8 @@ fn records_read_back_as_they_were_written() {
     let events = events();
     let get = |name: &str| read(&samples.iter().find(|(of, _)| *of == name).expect("a sample").1);
     match get("Published") {
-        Record::Published { topic: TopicId(2), first_sequence, count: 2, accepted, events: held } => {
-            assert_eq!(held, events);
+        Record::Published { topic: TopicId(2), first_sequence, count: 2, accepted, names, events: held } => {
+            assert_eq!((held, names.count()), (&events[..], 0));
             let dues: Vec<_> =
                 published_events(first_sequence, accepted, held).map(|(s, d, _)| (s.0, d.0)).collect();
             assert_eq!(dues, [(41, 6_000), (42, 6_250)], "a past due time is now");
@@ -202,6 +216,20 @@ fn records_read_back_as_they_were_written() {
         }
         other => panic!("{other:?}"),
     }
+    match get("PublishedNamed") {
+        Record::Published { first_sequence: Sequence(41), count: 2, names, events: held, .. } => {
+            assert!(names.iter().eq(HASHES) && held == events);
+        }
+        other => panic!("{other:?}"),
+    }
+    match get("Names") {
+        Record::Names { topic: TopicId(2), of_block: 77, first: Sequence(41), names } => {
+            assert!(names.iter().eq(NAMES));
+        }
+        other => panic!("{other:?}"),
+    }
+    let before = Sequence(43);
+    assert_eq!(get("NamesForgotten"), Record::NamesForgotten { topic: TopicId(2), before });
 }
 
 #[test]
@@ -264,11 +292,12 @@ fn the_document_has_the_constants_and_kinds_of_the_code() {
     row(&format!("`PUBLISHED_FIXED_SIZE_BYTES` | {PUBLISHED_FIXED_SIZE_BYTES} |"));
     row(&format!("`PROGRESS_SIZE_BYTES` | {PROGRESS_SIZE_BYTES} |"));
     row(&format!("`CANCELLED_SIZE_BYTES` | {CANCELLED_SIZE_BYTES} |"));
+    row(&format!("`NAMES_FIXED_SIZE_BYTES` | {NAMES_FIXED_SIZE_BYTES} |"));
     let value = WALL_MAX.0.to_string();
     let groups: Vec<&str> = (0..5).map(|n| &value[n * 3..n * 3 + 3]).collect();
     row(&format!("`WALL_MAX` | {} |", groups.join(",")));
-    for (n, (name, _)) in samples().iter().enumerate() {
-        row(&format!("{} | [`{name}`](#{}) |", n + 1, name.to_lowercase()));
+    for (name, bytes) in samples() {
+        row(&format!("{} | [`{name}`](#{}) |", bytes[0], name.to_lowercase()));
     }
     for outcome in Outcome::ALL {
         row(&format!("{} | {outcome:?} |", outcome as u8));
@@ -295,18 +324,21 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         wide[..size].copy_from_slice(&bytes[HEADER_SIZE_BYTES + at..][..size]);
         u64::from_le_bytes(wide)
     };
-    let expected: [(&str, &[u64]); 11] = [
+    let expected: [(&str, &[u64]); 14] = [
         ("Published", &[2, 2, 41, 6_000]),
         ("Relocated", &[2, 2, 41, 6_000]),
         ("Completed", &[3, 2, 7]),
         ("AttemptFailed", &[3, 1, 0, 7, 7_000]),
-        ("Topic", &[2, 0, 5]),
+        ("Topic", &[2, 0, 5, 86_400_000]),
         ("Subscription", &[3, 2, 6, 10, 5, 6, 100, 20_000, 100, 60_000, 2, 0, 600_000]),
         ("Mark", &[42]),
         ("Run", &[7, 12, 5, 99, 1_000, 65_536]),
         ("Moved", &[7, 2, 3, 2, 7]),
         ("Loaded", &[7, 5, 4, 0]),
         ("CancelledInRun", &[7, 1]),
+        ("PublishedNamed", &[2, 2, 41, 6_000]),
+        ("Names", &[2, 2, 77, 41]),
+        ("NamesForgotten", &[2, 0, 43]),
     ];
     for ((name, values), (of, bytes)) in expected.into_iter().zip(samples()) {
         assert_eq!(name, of);

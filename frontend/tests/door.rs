@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 
-use escapement_frontend::door::{Backend, Door, DoorConfig, OpenSession, PublishAnswer, Refusal, Violation};
+use escapement_frontend::door::{
+    Backend, Door, DoorConfig, Duplicate, OpenSession, PublishAnswer, Refusal, Violation,
+};
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
-    AckException, AckItem, AdminAnswer, AdminRequest, Cancel, CancelReply, CancelVerdict, Credit, Events,
-    Frame, FrameDecoder, FrameWriter, GoAway, Hello, Items, Page, PublishBatch, Query, QueryAnswer,
+    Accepted, AckException, AckItem, AdminAnswer, AdminRequest, Cancel, CancelReply, CancelVerdict, Credit,
+    Events, Frame, FrameDecoder, FrameWriter, GoAway, Hello, Items, Page, PublishBatch, Query, QueryAnswer,
     ResultBatch, ResultItem, ShardCore, ShardMapInfo, Subscribe, Subscribed, TaskState, TopicInfo, TopicList,
 };
 use escapement_protocol::ids::shard_of;
@@ -49,6 +51,10 @@ impl Backend<u32> for Asking {
 
     fn query(&mut self, ticket: u64, query: Query) {
         self.asked.push_back(Asked::Query { ticket, query });
+    }
+
+    fn default_source(&self, _: TopicId) -> &str {
+        "/default"
     }
 
     fn cancel(&mut self, ticket: u64, event: EventId) {
@@ -114,7 +120,13 @@ fn refusal(code: ErrorCode) -> Refusal {
 }
 
 fn accepted(first: u64, count: u32, rest: Option<Refusal>) -> PublishAnswer {
-    PublishAnswer::Accepted { first_sequence: Sequence(first), count, accepted: NOW.wall, rest }
+    PublishAnswer::Accepted {
+        first_sequence: Sequence(first),
+        count,
+        accepted: NOW.wall,
+        rest,
+        duplicates: Vec::new(),
+    }
 }
 
 struct Peer {
@@ -457,6 +469,96 @@ fn items_are_numbered_without_a_gap_over_batches() {
     assert_eq!(peer.batch(2, &[event("c")]), Ok(()));
     let violation = peer.batch(4, &[event("e")]).expect_err("item 3 is next");
     assert_eq!(violation.code, ErrorCode::MalformedFrame);
+}
+
+fn duplicate(index: u32, sequence: u64) -> Duplicate {
+    let (schedule_time, accepted) = (WallMs(90 + sequence), WallMs(sequence));
+    Duplicate { index, sequence: Sequence(sequence), schedule_time, accepted }
+}
+
+fn answered(first: u64, count: u32, rest: Option<Refusal>, duplicates: Vec<Duplicate>) -> PublishAnswer {
+    PublishAnswer::Accepted { first_sequence: Sequence(first), count, accepted: NOW.wall, rest, duplicates }
+}
+
+#[test]
+fn duplicates_are_acknowledged_with_the_receipt_of_the_first() {
+    let mut peer = Peer::new(1);
+    let events: Vec<_> = (0..7).map(|n| event(&format!("{n}"))).collect();
+    assert_eq!(peer.batch(0, &events), Ok(()));
+    let Asked::Publish { ticket, .. } = peer.asked() else { panic!() };
+    let duplicates = vec![duplicate(0, 5), duplicate(3, 9), duplicate(4, 10)];
+    peer.door.published(ticket, answered(70, 6, Some(refusal(ErrorCode::ResourceExhausted)), duplicates));
+    let answers: Vec<_> = peer.acks(&mut 0, 7).into_iter().map(|item| item.answer).collect();
+    let accepted = |answer: &Result<Accepted, AckException>| {
+        answer.map(|a| (a.sequence.0, a.accepted.0, a.duplicate.map_or(0, |at| at.0))).unwrap_or_default()
+    };
+    let now = NOW.wall.0;
+    let expected =
+        [(5, 5, 95), (70, now, 0), (71, now, 0), (9, 9, 99), (10, 10, 100), (72, now, 0), (0, 0, 0)];
+    assert_eq!(answers.iter().map(accepted).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn duplicates_of_events_that_went_to_several_shards_keep_their_items() {
+    let mut peer = Peer::new(SHARDS);
+    let events: Vec<_> = (0..20).map(|n| event(&format!("{n}"))).collect();
+    assert_eq!(peer.batch(0, &events), Ok(()));
+    while let Some(Asked::Publish { ticket, count, .. }) = peer.backend.asked.pop_front() {
+        // All but the first of each shard.
+        let duplicates = (1..count).map(|index| duplicate(index, 100 + u64::from(index))).collect();
+        peer.door.published(ticket, answered(1, count, None, duplicates));
+    }
+    let mut seen = BTreeMap::<ShardId, u64>::new();
+    for item in peer.acks(&mut 0, 20) {
+        let accepted = item.answer.expect("accepted");
+        let index = seen.entry(accepted.shard).or_default();
+        let expected = if *index == 0 { 1 } else { 100 + *index };
+        assert_eq!(accepted.sequence.0, expected, "{item:?}");
+        assert_eq!(accepted.duplicate.is_some(), *index > 0);
+        *index += 1;
+    }
+}
+
+#[test]
+fn acknowledgements_of_nothing_but_duplicates_fit_their_frames() {
+    let mut peer = Peer::new(1);
+    let one = event("a");
+    let count = escapement_protocol::frame::BATCH_COUNT_MAX;
+    let bytes = one.repeat(count as usize);
+    let mut first_item = 0;
+    for _ in 0..3 {
+        let batch = PublishBatch::new(TOPIC, first_item, &bytes, count).expect("a batch");
+        peer.send(0, &Frame::PublishBatch(batch)).expect("a sound batch");
+        first_item += u64::from(count);
+        let Asked::Publish { ticket, .. } = peer.asked() else { panic!() };
+        // No two of them one run.
+        let duplicates = (0..count).map(|index| duplicate(index, u64::from(2 * index + 1))).collect();
+        peer.door.published(ticket, answered(1, count, None, duplicates));
+    }
+    assert_eq!(peer.acks(&mut 0, first_item).len() as u64, first_item);
+}
+
+#[test]
+fn an_event_that_states_its_topics_source_goes_where_one_without_goes() {
+    let mut peer = Peer::new(SHARDS);
+    let of = |source: &str, id: &str| {
+        let mut bytes = Vec::new();
+        EventSpec { source, ..EventSpec::new(Due::After(5), id, b"") }.encode(&mut bytes).expect("valid");
+        bytes
+    };
+    for n in 0..20 {
+        let id = format!("{n}");
+        let first_item = 3 * n;
+        for (item, source) in (first_item..).zip(["", "/default", "/other"]) {
+            assert_eq!(peer.batch(item, &[of(source, &id)]), Ok(()));
+        }
+        let shards = [0; 3].map(|_| match peer.asked() {
+            Asked::Publish { shard, .. } => shard,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(shards[0], shards[1]);
+        assert_eq!(shards[2], shard_of(TOPIC, b"", b"/other", id.as_bytes(), SHARDS));
+    }
 }
 
 #[test]

@@ -185,6 +185,39 @@ fn what_was_pending_at_a_stop_is_delivered_after_the_next_start() {
     node.stop();
 }
 
+#[test]
+fn what_is_published_twice_is_one_event_with_one_receipt_over_a_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let runtime = runtime();
+    let mut first = None;
+    for _ in 0..2 {
+        let node = Node::start(dir.path(), 3, 2, HostKind::Poll);
+        runtime.block_on(async {
+            let client = Client::connect(node.options()).await.expect("connected");
+            let settings = TopicSettings {
+                name: "t".into(),
+                default_source: "/default".into(),
+                dedup_window_ms: 60_000,
+                ..TopicSettings::default()
+            };
+            let topic = client.create_topic(settings).await.expect("created").topic;
+            let publisher = client.publisher(PublisherOptions::default()).await.expect("a publisher");
+            for n in 0..8 {
+                // An event that states its topic's source has the name of one that states none.
+                let source = if n % 2 == 0 { "" } else { "/default" };
+                let event = EventSpec { source, ..EventSpec::new(Due::After(30_000 + n), "a", b"") };
+                let receipt = publisher.publish(topic, &event).await.expect("accepted");
+                assert_eq!(receipt.duplicate, first.is_some());
+                let of = (receipt.event_id, receipt.accepted);
+                assert_eq!(*first.get_or_insert(of), of);
+            }
+            let duplicates = publisher.stats().duplicates;
+            assert!((7..=8).contains(&duplicates), "{duplicates}");
+        });
+        node.stop();
+    }
+}
+
 /// Whatever core a client comes to, it works with the shards that serve: half of these connections come to the core of
 /// the one that does not.
 #[test]

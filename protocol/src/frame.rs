@@ -16,6 +16,7 @@
 //! Who may send what and when is the sessions' business and not decided here. The specification is
 //! `docs/formats/wire-v1.md`.
 
+mod acks;
 mod admin;
 mod batch;
 mod decoder;
@@ -26,13 +27,13 @@ mod query;
 mod views;
 mod writer;
 
+pub use acks::{AckDuplicate, encode_publish_ack};
 pub use admin::{
     AdminAnswer, AdminRequest, LIST_COUNT_MAX, Page, SNAPSHOT_HOLD_MS_MAX, ShardCut, ShardMapInfo,
     SnapshotInfo, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList,
 };
 pub use batch::{
-    PublishBatchWriter, PushBatchWriter, encode_publish_ack, encode_publish_batch, encode_push_batch,
-    encode_results,
+    PublishBatchWriter, PushBatchWriter, encode_publish_batch, encode_push_batch, encode_results,
 };
 pub use decoder::FrameDecoder;
 pub use events::{EventIter, Events};

@@ -5,6 +5,11 @@ use crate::ErrorCode;
 /// Longest name, in bytes.
 pub const NAME_SIZE_BYTES_MAX: usize = 128;
 
+/// Longest `dedup_window`: 30 days.
+pub const DEDUP_WINDOW_MS_MAX: u64 = 30 * DAY_MS;
+
+const DAY_MS: u64 = 86_400_000;
+
 /// What is wrong with a setting; the text says what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
@@ -64,6 +69,9 @@ pub struct TopicSettings {
     pub default_type: String,
     /// `datacontenttype` of events that state none.
     pub default_content_type: String,
+    /// An event whose ordering key, source and id are those of one that was accepted less than this long ago is that
+    /// one, published again: it is answered with the receipt of the first. 0: every event is another.
+    pub dedup_window_ms: u64,
 }
 
 impl TopicSettings {
@@ -82,18 +90,20 @@ impl TopicSettings {
                 return Err(SettingsError::Length { field, len: text.len(), most: 255 });
             }
         }
-        Ok(())
+        check_range("dedup_window_ms", self.dedup_window_ms, 0, DEDUP_WINDOW_MS_MAX)
     }
 
     /// The settings in which these are not as those `held` under the same name, for people; empty where there are none.
     #[must_use]
     pub fn differences(&self, held: &TopicSettings) -> String {
         // Named one by one, so that none is forgotten.
-        let TopicSettings { name: _, default_source, default_type, default_content_type } = held;
+        let TopicSettings { name: _, default_source, default_type, default_content_type, dedup_window_ms } =
+            held;
         listed([
             difference("default_source", default_source, &self.default_source),
             difference("default_type", default_type, &self.default_type),
             difference("default_content_type", default_content_type, &self.default_content_type),
+            difference("dedup_window_ms", dedup_window_ms, &self.dedup_window_ms),
         ])
     }
 }
@@ -190,12 +200,11 @@ impl SubscriptionSettings {
     pub fn validate(&self) -> Result<(), SettingsError> {
         check_name("subscription", &self.name)?;
         check_name("topic", &self.topic)?;
-        let day_ms = 86_400_000;
         check_range("max_concurrent_dispatches", self.max_concurrent_dispatches.into(), 0, 16_000_000)?;
-        check_range("attempt_deadline_ms", self.attempt_deadline_ms, 100, day_ms)?;
+        check_range("attempt_deadline_ms", self.attempt_deadline_ms, 100, DAY_MS)?;
         check_range("max_attempts", self.max_attempts.into(), 1, 65_535)?;
-        check_range("min_backoff_ms", self.min_backoff_ms, 1, 7 * day_ms)?;
-        check_range("max_backoff_ms", self.max_backoff_ms, self.min_backoff_ms, 7 * day_ms)?;
+        check_range("min_backoff_ms", self.min_backoff_ms, 1, 7 * DAY_MS)?;
+        check_range("max_backoff_ms", self.max_backoff_ms, self.min_backoff_ms, 7 * DAY_MS)?;
         check_range("max_doublings", self.max_doublings.into(), 0, 32)?;
         check_range("jitter_permille", self.jitter_permille.into(), 0, 1_000)?;
         match self.misfire {

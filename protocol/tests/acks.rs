@@ -1,6 +1,8 @@
 //! Cumulative acknowledgements: every item gets exactly one answer, or the frame is refused.
 
-use escapement_protocol::frame::{Accepted, AckException, AckRun, Durability, PublishAck};
+use escapement_protocol::frame::{
+    Accepted, AckDuplicate, AckException, AckRun, Durability, Items, PublishAck,
+};
 use escapement_protocol::{ErrorCode, Sequence, ShardId, WallMs};
 
 const RUNS: [AckRun; 2] = [
@@ -19,6 +21,7 @@ fn ack<'a>(through_item: u64, runs: &'a [AckRun], exceptions: &'a [AckException]
         runs: runs.into(),
         exceptions: exceptions.into(),
         exhausted: "",
+        duplicates: Items::default(),
     }
 }
 
@@ -30,7 +33,12 @@ fn items_that_are_no_exception_take_the_runs_in_order() {
         .map(|answer| (answer.item, answer.answer))
         .collect();
     let accepted = |shard, sequence, accepted| {
-        Ok(Accepted { shard: ShardId(shard), sequence: Sequence(sequence), accepted: WallMs(accepted) })
+        Ok(Accepted {
+            shard: ShardId(shard),
+            sequence: Sequence(sequence),
+            accepted: WallMs(accepted),
+            duplicate: None,
+        })
     };
     assert_eq!(
         answers,
@@ -69,4 +77,26 @@ fn an_acknowledgement_that_does_not_add_up_is_refused() {
 #[test]
 fn an_acknowledgement_of_nothing_new_is_empty() {
     assert_eq!(ack(10, &[], &[]).items(10..20).map(Iterator::count), Ok(0));
+}
+
+#[test]
+fn a_duplicate_is_accepted_and_has_the_schedule_time_of_the_first() {
+    let first = WallMs(7_777);
+    let duplicates = [AckDuplicate { item: 12, schedule_time: first }];
+    let ack = PublishAck { duplicates: duplicates.as_slice().into(), ..ack(15, &RUNS, &EXCEPTIONS) };
+    let answers: Vec<_> = ack.items(10..20).expect("consistent").map(|answer| answer.answer).collect();
+    let duplicate_of = |at: usize| answers[at].expect("accepted").duplicate;
+    assert_eq!([duplicate_of(0), duplicate_of(2), duplicate_of(3)], [None, Some(first), None]);
+    let id = answers[2].expect("accepted").event_id(WallMs(1));
+    assert_eq!((id.sequence, id.schedule_time_ms), (Sequence(41), first.0));
+}
+
+#[test]
+fn duplicates_that_are_no_accepted_items_are_refused() {
+    let duplicate = |item| AckDuplicate { item, schedule_time: WallMs(1) };
+    for wrong in [[11, 12], [12, 12], [13, 12], [9, 12], [12, 15]] {
+        let duplicates = wrong.map(duplicate);
+        let ack = PublishAck { duplicates: duplicates.as_slice().into(), ..ack(15, &RUNS, &EXCEPTIONS) };
+        assert!(ack.items(10..20).is_err(), "{wrong:?}");
+    }
 }

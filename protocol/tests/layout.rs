@@ -156,6 +156,7 @@ fn a_hand_laid_publish_ack_is_what_the_schema_says() {
         runs,
         exceptions,
         exhausted: None,
+        duplicates: None,
     };
     let root = wire::PublishAck::create(&mut b, &args);
     b.finish_minimal(root);
@@ -174,6 +175,29 @@ fn an_acknowledgement_with_words_is_what_the_schema_says() {
         assert_eq!(parse_body(FrameKind::PublishAck, &bytes), Ok(frame));
     }
     assert_eq!(read::<wire::PublishAck<'_>>(&body(&Frame::PublishAck(plain))).exhausted(), None);
+}
+
+#[test]
+fn an_acknowledgement_with_duplicates_is_what_the_schema_says() {
+    let Frame::PublishAck(plain) = sample(FrameKind::PublishAck) else { unreachable!() };
+    for (exhausted, count) in [("", 1), ("seven b", 2), ("the log is full: publish again later", 3)] {
+        let duplicates: Vec<_> = (10..10 + count)
+            .map(|item| AckDuplicate { item, schedule_time: WallMs(1_800_000_000_000 + item) })
+            .collect();
+        let frame =
+            Frame::PublishAck(PublishAck { exhausted, duplicates: duplicates.as_slice().into(), ..plain });
+        let bytes = body(&frame);
+        let table = read::<wire::PublishAck<'_>>(&bytes);
+        let read: Vec<_> = table
+            .duplicates()
+            .expect("duplicates")
+            .iter()
+            .map(|of| AckDuplicate { item: of.item(), schedule_time: WallMs(of.schedule_time_ms()) })
+            .collect();
+        assert_eq!(read, duplicates);
+        assert_eq!((table.through_item(), table.exhausted()), (plain.through_item, Some(exhausted)));
+        assert_eq!(parse_body(FrameKind::PublishAck, &bytes), Ok(frame));
+    }
 }
 
 #[test]
@@ -340,6 +364,7 @@ fn a_full_page_of_the_longest_entries_fits_a_frame() {
             default_source: "s".repeat(255),
             default_type: "t".repeat(255),
             default_content_type: "c".repeat(255),
+            dedup_window_ms: 0,
         },
     };
     let subscription = SubscriptionInfo {
@@ -438,6 +463,7 @@ fn the_longest_answer_to_a_full_batch_fits_a_frame() {
         runs: Items::from(runs.as_slice()),
         exceptions: Items::default(),
         exhausted: "",
+        duplicates: Items::default(),
     };
     let bytes = encoded(&Frame::PublishAck(ack));
     // Twice that still fits, so that answers left over from before may come along.

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use escapement_protocol::event::{Due, EventError, EventSpec};
 use escapement_protocol::frame::{
-    AckRun, Events, Frame, FrameKind, PREFIX_SIZE_BYTES, PublishAck, PublishBatch, PublishBatchWriter,
-    encode_publish_batch, parse_body,
+    AckDuplicate, AckRun, Events, Frame, FrameKind, PREFIX_SIZE_BYTES, PublishAck, PublishBatch,
+    PublishBatchWriter, encode_publish_batch, parse_body,
 };
 use escapement_protocol::{ErrorCode, FrameError, TopicId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{BatchReceipt, PublisherOptions, PublisherStats, Receipt};
+use super::{BatchReceipt, Duplicate, PublisherOptions, PublisherStats, Receipt};
 use crate::ClientError;
 
 /// Frames handed to the stream at once: enough to fill several datagrams, few enough to stay fresh.
@@ -300,6 +300,7 @@ impl LaneState {
         // Holds the frame to its form: below, runs and exceptions are exactly its items.
         ack.items(self.answered_through..sent_through)?;
         let (mut runs, mut exceptions) = (ack.runs.iter(), ack.exceptions.iter().peekable());
+        let mut duplicates = ack.duplicates.iter().peekable();
         let mut rest: Option<AckRun> = None;
         let mut exhausted: Option<Arc<str>> = None;
         while self.answered_through < ack.through_item
@@ -321,6 +322,14 @@ impl LaneState {
                 let count = run.count.min((stop - item) as u32);
                 sealed.receipt.accept(index, AckRun { count, ..run }, ack.durability);
                 rest = run.after(count);
+                let end = item + u64::from(count);
+                while let Some(AckDuplicate { item: of, schedule_time }) =
+                    duplicates.next_if(|duplicate| duplicate.item < end)
+                {
+                    let index = index + (of - item) as u32;
+                    sealed.receipt.duplicates.push(Duplicate { index, schedule_time });
+                    self.stats.duplicates += 1;
+                }
                 self.stats.acknowledged += u64::from(count);
                 self.answered_through += u64::from(count);
             } else {

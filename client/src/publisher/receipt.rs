@@ -16,6 +16,9 @@ pub struct Receipt {
     pub accepted: WallMs,
     /// How safe it is.
     pub durability: Durability,
+    /// Whether an event of this name had been accepted before, within its topic's `dedup_window`. All else here is then
+    /// about that one: of what was published now, nothing is stored.
+    pub duplicate: bool,
 }
 
 /// Accepted events of a batch that lie next to each other and have consecutive sequences.
@@ -31,6 +34,15 @@ pub struct ReceiptRun {
     pub first_sequence: Sequence,
     /// Moment of acceptance.
     pub accepted: WallMs,
+}
+
+/// An accepted event of a batch that had been published before: its run names the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Duplicate {
+    /// Its place in the batch, from 0.
+    pub index: u32,
+    /// When the first one is scheduled for, which its id carries.
+    pub schedule_time: WallMs,
 }
 
 /// An event of a batch that was not accepted.
@@ -57,6 +69,8 @@ impl Refusal {
 pub struct BatchReceipt {
     /// Accepted events, ascending.
     pub runs: Vec<ReceiptRun>,
+    /// Of those, the ones that had been published before, ascending.
+    pub duplicates: Vec<Duplicate>,
     /// Refused events, ascending.
     pub refusals: Vec<Refusal>,
     /// How safe the accepted ones are: the last acknowledgement's word.
@@ -81,15 +95,18 @@ impl BatchReceipt {
         }
         let run =
             self.runs.iter().find(|run| (run.first_index..run.first_index + run.count).contains(&index))?;
-        let schedule_time = match due {
-            Due::At(at) => at,
-            Due::After(delay_ms) => run.accepted.plus_ms(delay_ms),
+        let duplicate = self.duplicates.binary_search_by_key(&index, |duplicate| duplicate.index).ok();
+        let schedule_time = match (duplicate, due) {
+            (Some(at), _) => self.duplicates[at].schedule_time,
+            (None, Due::At(at)) => at,
+            (None, Due::After(delay_ms)) => run.accepted.plus_ms(delay_ms),
         };
         let sequence = Sequence(run.first_sequence.0 + u64::from(index - run.first_index));
         Some(Ok(Receipt {
             event_id: EventId { shard: run.shard, sequence, schedule_time_ms: schedule_time.0 },
             accepted: run.accepted,
             durability: self.durability.unwrap_or(Durability(0)),
+            duplicate: duplicate.is_some(),
         }))
     }
 

@@ -239,6 +239,7 @@ impl Stream {
             runs: Items::from(&runs[..]),
             exceptions: Items::from(&exceptions[..]),
             exhausted: "",
+            duplicates: Items::default(),
         })));
         false
     }

@@ -17,6 +17,7 @@ use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use crate::far::RunId;
+use crate::names::{NAME_HASH_SIZE_BYTES, NAME_SIZE_BYTES, Name, NameHash};
 
 pub use read::{RecordError, Records, effective_due, published_events, records};
 pub use write::RecordWriter;
@@ -29,6 +30,9 @@ pub const PUBLISHED_FIXED_SIZE_BYTES: usize = 24;
 
 /// Fixed part of a `Relocated` body.
 pub const RELOCATED_FIXED_SIZE_BYTES: usize = 24;
+
+/// Fixed part of a `Names` body.
+pub const NAMES_FIXED_SIZE_BYTES: usize = 24;
 
 /// Latest moment that a record states: what 48 bits hold, as in an event's id.
 pub const WALL_MAX: WallMs = WallMs((1 << 48) - 1);
@@ -51,6 +55,9 @@ mod kind {
     pub(super) const MOVED: u8 = 9;
     pub(super) const LOADED: u8 = 10;
     pub(super) const CANCELLED_IN_RUN: u8 = 11;
+    pub(super) const PUBLISHED_NAMED: u8 = 14;
+    pub(super) const NAMES: u8 = 15;
+    pub(super) const NAMES_FORGOTTEN: u8 = 16;
 }
 
 /// What a log record says. Borrowed from the block's bytes.
@@ -66,6 +73,8 @@ pub enum Record<'a> {
         count: u32,
         /// When they were accepted.
         accepted: WallMs,
+        /// Their names, in the same order, where their topic has a `dedup_window`; else none.
+        names: NameHashes<'a>,
         /// Their bytes, each padded to 8.
         events: &'a [u8],
     },
@@ -160,6 +169,61 @@ pub enum Record<'a> {
         /// Their due times, sequences and topics.
         events: RunKeys<'a>,
     },
+    /// Names from an older block, repeated so that the older block can go.
+    Names {
+        /// Their topic.
+        topic: TopicId,
+        /// The block that stated them before.
+        of_block: u64,
+        /// The sequence that its statement begins with.
+        first: Sequence,
+        /// Those of them that are not forgotten, by ascending sequence.
+        names: HeldNames<'a>,
+    },
+    /// The windows of a topic's oldest names have passed.
+    NamesForgotten {
+        /// The topic.
+        topic: TopicId,
+        /// Names of smaller sequences are forgotten.
+        before: Sequence,
+    },
+}
+
+/// The names of events that one record publishes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NameHashes<'a>(&'a [[u8; NAME_HASH_SIZE_BYTES]]);
+
+impl<'a> NameHashes<'a> {
+    /// How many; 0 where the events have no names.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.0.len()
+    }
+
+    /// Iterates in the order of the events.
+    pub fn iter(self) -> impl Iterator<Item = NameHash> + 'a {
+        self.0.iter().map(|bytes| NameHash([word(bytes), word(&bytes[8..])]))
+    }
+}
+
+/// The names of one `Names` record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldNames<'a>(&'a [[u8; NAME_SIZE_BYTES]]);
+
+impl<'a> HeldNames<'a> {
+    /// Iterates in the order of the record.
+    pub fn iter(self) -> impl DoubleEndedIterator<Item = Name> + ExactSizeIterator + 'a {
+        self.0.iter().map(|bytes| Name {
+            hash: NameHash([word(bytes), word(&bytes[8..])]),
+            sequence: Sequence(word(&bytes[16..])),
+            schedule_time: WallMs(word(&bytes[24..])),
+            accepted: WallMs(word(&bytes[32..])),
+        })
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(*bytes.first_chunk().expect("entries of whole words"))
 }
 
 /// What a `Run` record says.
@@ -194,7 +258,6 @@ impl<'a> RunKeys<'a> {
 
     /// The same, each with its topic.
     pub fn with_topics(self) -> impl ExactSizeIterator<Item = ((WallMs, Sequence), TopicId)> + 'a {
-        let word = |bytes: &[u8]| u64::from_le_bytes(*bytes.first_chunk().expect("entries of 24 bytes"));
         self.0.chunks_exact(CANCELLED_SIZE_BYTES).map(move |entry| {
             ((WallMs(word(entry)), Sequence(word(&entry[8..]))), TopicId(word(&entry[16..]) as u32))
         })

@@ -5,8 +5,8 @@ use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings
 use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::{
-    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, Record, RunKeys, RunStatement, Sequences, TaskProgress,
-    WALL_MAX, kind,
+    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, HeldNames, NameHashes, Record, RunKeys, RunStatement, Sequences,
+    TaskProgress, WALL_MAX, kind,
 };
 use crate::far::RunId;
 
@@ -74,12 +74,14 @@ fn parse_one(bytes: &[u8]) -> Option<(Record<'_>, usize)> {
 /// Reads a body and leaves its padding. Every byte that says nothing is zero, so that a record has one form.
 fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Record<'a>> {
     match (kind, a, b) {
-        (kind::PUBLISHED, 0, 0) => {
+        (kind::PUBLISHED | kind::PUBLISHED_NAMED, 0, 0) => {
             let topic = TopicId(body.u32()?);
             let count = body.u32()?;
             let first_sequence = body.sequence()?;
             let accepted = body.wall()?;
-            Some(Record::Published { topic, first_sequence, count, accepted, events: body.rest() })
+            let name_count = if kind == kind::PUBLISHED_NAMED { count as usize } else { 0 };
+            let names = NameHashes(body.entries(name_count)?);
+            Some(Record::Published { topic, first_sequence, count, accepted, names, events: body.rest() })
         }
         (kind::RELOCATED, 0, 0) => {
             let topic = TopicId(body.u32()?);
@@ -110,7 +112,9 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             let id = TopicId(body.u32()?);
             body.zeros::<4>()?;
             let version = body.u64()?;
+            let dedup_window_ms = body.u64()?;
             let settings = TopicSettings {
+                dedup_window_ms,
                 name: body.text()?,
                 default_source: body.text()?,
                 default_type: body.text()?,
@@ -171,6 +175,26 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             events.0.chunks_exact(CANCELLED_SIZE_BYTES).all(is_zero).then_some(())?;
             Some(Record::CancelledInRun { run, events })
         }
+        (kind::NAMES, 0, 0) => {
+            let topic = TopicId(body.u32()?);
+            let count = body.u32()? as usize;
+            let of_block = body.u64()?;
+            let first = body.sequence()?;
+            let names = HeldNames(body.entries(count)?);
+            let is_sound = |name: crate::names::Name| {
+                name.sequence >= first
+                    && name.sequence <= Sequence::MAX
+                    && name.accepted <= WALL_MAX
+                    && name.schedule_time <= WALL_MAX
+            };
+            (count > 0 && names.iter().all(is_sound) && names.iter().is_sorted_by_key(|name| name.sequence))
+                .then_some(Record::Names { topic, of_block, first, names })
+        }
+        (kind::NAMES_FORGOTTEN, 0, 0) => {
+            let topic = TopicId(body.u32()?);
+            body.zeros::<4>()?;
+            Some(Record::NamesForgotten { topic, before: body.sequence()? })
+        }
         _ => None,
     }
 }
@@ -215,6 +239,10 @@ impl<'a> Reader<'a> {
         let (bytes, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         Some(bytes)
+    }
+
+    fn entries<const N: usize>(&mut self, count: usize) -> Option<&'a [[u8; N]]> {
+        Some(self.bytes(count.checked_mul(N)?)?.as_chunks().0)
     }
 
     fn rest(&mut self) -> &'a [u8] {

@@ -6,6 +6,7 @@ use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::{HEADER_SIZE_BYTES, RunStatement, TaskProgress, kind};
 use crate::far::RunId;
+use crate::names::{Name, NameHash};
 
 /// Appends records to a block's bytes.
 #[derive(Debug)]
@@ -45,6 +46,61 @@ impl<'a> RecordWriter<'a> {
             out.extend_from_slice(&first.0.to_le_bytes());
             out.extend_from_slice(&accepted.0.to_le_bytes());
             out.extend_from_slice(events);
+        });
+    }
+
+    /// Accepted events of a topic with a `dedup_window`, each with its name.
+    pub fn published_named(
+        &mut self,
+        topic: TopicId,
+        first: Sequence,
+        accepted: WallMs,
+        names: &[NameHash],
+        events: &[u8],
+    ) {
+        self.record(kind::PUBLISHED_NAMED, 0, 0, |out| {
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            out.extend_from_slice(&(names.len() as u32).to_le_bytes());
+            out.extend_from_slice(&first.0.to_le_bytes());
+            out.extend_from_slice(&accepted.0.to_le_bytes());
+            for NameHash(words) in names {
+                words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+            }
+            out.extend_from_slice(events);
+        });
+    }
+
+    /// Names again that a block stated before, from the sequence that its statement begins with.
+    pub fn names<'n>(
+        &mut self,
+        topic: TopicId,
+        of_block: u64,
+        first: Sequence,
+        names: impl Iterator<Item = &'n Name>,
+    ) {
+        self.record(kind::NAMES, 0, 0, |out| {
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            let count_at = out.len();
+            out.extend_from_slice(&[0; 4]);
+            out.extend_from_slice(&of_block.to_le_bytes());
+            out.extend_from_slice(&first.0.to_le_bytes());
+            let mut count = 0_u32;
+            for Name { hash: NameHash([low, high]), sequence, schedule_time, accepted } in names {
+                for word in [low, high, &sequence.0, &schedule_time.0, &accepted.0] {
+                    out.extend_from_slice(&word.to_le_bytes());
+                }
+                count += 1;
+            }
+            out[count_at..count_at + 4].copy_from_slice(&count.to_le_bytes());
+        });
+    }
+
+    /// Names that are forgotten.
+    pub fn names_forgotten(&mut self, topic: TopicId, before: Sequence) {
+        self.record(kind::NAMES_FORGOTTEN, 0, 0, |out| {
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            out.extend_from_slice(&[0; 4]);
+            out.extend_from_slice(&before.0.to_le_bytes());
         });
     }
 
@@ -134,6 +190,7 @@ impl<'a> RecordWriter<'a> {
             out.extend_from_slice(&id.0.to_le_bytes());
             out.extend_from_slice(&[0; 4]);
             out.extend_from_slice(&version.to_le_bytes());
+            out.extend_from_slice(&settings.dedup_window_ms.to_le_bytes());
             put_text(out, &settings.name);
             put_text(out, &settings.default_source);
             put_text(out, &settings.default_type);

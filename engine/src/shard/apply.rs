@@ -119,8 +119,9 @@ impl Shard {
         out: &mut Effects,
     ) -> Result<(), ApplyError> {
         match record {
-            Record::Published { topic, first_sequence, count, accepted, events } => {
+            Record::Published { topic, first_sequence, count, accepted, names, events } => {
                 self.apply_published(block, topic, first_sequence, count, accepted, events)?;
+                self.apply_names_published(block, topic, first_sequence, accepted, names, events);
             }
             Record::Relocated { topic, sequence, due, progress, event } => {
                 self.apply_relocated(block, topic, sequence, due, progress, event);
@@ -157,6 +158,10 @@ impl Shard {
             Record::CancelledInRun { run, events } => {
                 events.with_topics().for_each(|(key, topic)| self.apply_cancelled_in_run(run, key, topic));
             }
+            Record::Names { topic, of_block, first, names } => {
+                self.apply_names_again(block, topic, of_block, first, names);
+            }
+            Record::NamesForgotten { topic, before } => self.apply_names_forgotten(topic, before),
         }
         Ok(())
     }

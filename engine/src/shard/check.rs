@@ -33,8 +33,10 @@ impl Shard {
     /// # Errors
     /// The first one that does not.
     pub fn audit(&self) -> Result<(), String> {
-        let Durable { table, payloads, ledger, copies, progress, next_sequence, runs, .. } = &self.durable;
+        let Durable { table, payloads, ledger, copies, progress, next_sequence, runs, names, .. } =
+            &self.durable;
         runs.audit()?;
+        names.audit()?;
         let counted = [("in its block", ledger.live()), ("in its topic", copies.pending() as u64)];
         for (place, count) in counted {
             if count != table.len() as u64 {
@@ -95,6 +97,13 @@ impl Shard {
                 add(&due.0.to_le_bytes());
                 add(&sequence.0.to_le_bytes());
                 add(&topic.0.to_le_bytes());
+            }
+        }
+        for (topic, name) in self.durable.names.sorted() {
+            add(&topic.0.to_le_bytes());
+            let [low, high] = name.hash.0;
+            for number in [low, high, name.sequence.0, name.schedule_time.0, name.accepted.0] {
+                add(&number.to_le_bytes());
             }
         }
         let mut control = Vec::new();

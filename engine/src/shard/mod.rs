@@ -12,6 +12,7 @@ mod lane;
 mod ledger;
 mod messages;
 mod misfire;
+mod names;
 mod publish;
 mod query;
 mod relocate;
@@ -25,6 +26,7 @@ use escapement_router::{Decision, Router};
 
 use crate::effects::{Effects, Input, Message, Ticket};
 use crate::far::{RunError, Runs};
+use crate::names::Names;
 use crate::payload::PayloadStore;
 use crate::registry::{Registry, owner_of};
 use crate::table::EventTable;
@@ -77,6 +79,10 @@ pub struct ShardStats {
     pub published: u64,
     /// Events refused since start.
     pub refused: u64,
+    /// Events published again since start, and answered with the receipt of the first.
+    pub duplicates: u64,
+    /// Names of events that are held, so that they are known when they are published again.
+    pub names: u64,
     /// Pushes since start.
     pub dispatched: u64,
     /// Of the pending ones, those in memory that were due before the shard served, and were not matched so far.
@@ -107,6 +113,7 @@ struct Durable {
     ledger: Ledger,
     copies: Copies,
     runs: Runs,
+    names: Names,
     /// The newest block of which every record was applied.
     applied: u64,
 }
@@ -165,6 +172,7 @@ struct Volatile {
     accepted_bytes: usize,
     admission: publish::Admission,
     control: control::Pending,
+    naming: names::Naming,
     /// What comes next of what is to be appended again.
     relocated_upto: Place,
     /// Whether the registry and the mark were appended again and are not yet applied.
@@ -209,6 +217,7 @@ impl Shard {
                 ledger: Ledger::default(),
                 copies: Copies::default(),
                 runs: Runs::default(),
+                names: Names::default(),
                 applied: 0,
             },
             volatile: Volatile {
@@ -238,6 +247,7 @@ impl Shard {
                 accepted_bytes: 0,
                 admission: publish::Admission::new(config.admission_per_s),
                 control: control::Pending::new(config.shard_count),
+                naming: names::Naming::default(),
                 relocated_upto: Place::default(),
                 relocating_registry: false,
                 stats: ShardStats::default(),
@@ -258,6 +268,7 @@ impl Shard {
     pub fn replayed(&mut self) -> Result<(), RunError> {
         self.durable.runs.check_files()?;
         self.durable.runs.count();
+        self.durable.build_names();
         Ok(())
     }
 
@@ -274,6 +285,7 @@ impl Shard {
         self.volatile.next_sequence = self.durable.next_sequence;
         self.volatile.admission.start(now.mono);
         self.durable.runs.count();
+        self.durable.build_names();
         self.volatile.far.start(&self.durable);
         self.volatile.wheel = Wheel::new(Tick(now.wall.0.saturating_sub(1)));
         self.volatile.expiries = Wheel::new(Tick(now.wall.0));
@@ -324,6 +336,7 @@ impl Shard {
         self.advance_clock(now);
         self.maintain_far(out);
         self.expire_due(out);
+        self.forget_names(out);
         if !self.volatile.draining {
             self.fire_due(out);
         }
@@ -399,12 +412,13 @@ impl Shard {
     }
 
     /// Bytes of records that it takes to append every pending event again, whatever its tasks come to, and what is known
-    /// of runs.
+    /// of runs and names.
     #[must_use]
     pub fn relocation_size_bytes(&self) -> usize {
         self.durable.payloads.live_bytes()
             + self.durable.copies.size_bytes()
             + self.durable.runs.statements_size_bytes()
+            + self.durable.names.statements_size_bytes()
     }
 
     /// From now on nothing more becomes due here; results are still taken.
@@ -419,6 +433,7 @@ impl Shard {
             pending: self.durable.table.len() as u64 + self.durable.runs.pending(),
             far: self.durable.runs.pending(),
             run_bytes: self.durable.runs.size_bytes(),
+            names: self.durable.names.count() as u64,
             payload_bytes: self.durable.payloads.retained_bytes() as u64,
             timers: (self.volatile.wheel.len() + self.volatile.expiries.len()) as u64,
             overdue: self.volatile.lane.len() as u64,

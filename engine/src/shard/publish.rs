@@ -12,7 +12,7 @@ use crate::record::{HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE
 use escapement_protocol::frame::CancelVerdict;
 
 /// Most bytes of events in one record, unless a single event is larger: blocks are cut between records.
-const RUN_SIZE_BYTES_MAX: usize = 128 * 1024;
+pub(super) const RUN_SIZE_BYTES_MAX: usize = 128 * 1024;
 
 /// Bytes of a `Published` record besides its events; a `Relocated` one needs no more but for its progress.
 const RECORD_OVERHEAD_SIZE_BYTES: usize = HEADER_SIZE_BYTES + PUBLISHED_FIXED_SIZE_BYTES;
@@ -27,7 +27,7 @@ pub(super) const BLOCK_SIZE_BYTES_MIN: usize = RECORD_OVERHEAD_SIZE_BYTES + PROG
 pub(super) const TASK_SIZE_BYTES: usize = 96;
 
 /// How long a publisher should wait where memory or disk is short.
-const SPACE_RETRY_AFTER_MS: u32 = 1_000;
+pub(super) const SPACE_RETRY_AFTER_MS: u32 = 1_000;
 
 /// A token bucket over events, so that a node's intake can be capped.
 #[derive(Debug)]
@@ -79,54 +79,29 @@ impl Shard {
         out: &mut Effects,
     ) {
         let now = self.volatile.now;
-        if self.durable.registry.topic(topic).is_none() {
+        let Some(topic_held) = self.durable.registry.topic(topic) else {
             let refusal = Refusal {
                 code: ErrorCode::UnknownTopic,
                 message: format!("no topic has number {}: create it, or look its number up by name", topic.0),
                 retry_after_ms: 0,
             };
             return self.refuse_publish(ticket, count, refusal, out);
+        };
+        if topic_held.settings.dedup_window_ms > 0 {
+            return self.publish_named(ticket, topic, events, out);
         }
-        if self.memory_bytes() + events.len() > self.config.memory_bytes_max {
-            let refusal = Refusal {
-                code: ErrorCode::ResourceExhausted,
-                message: "the memory for pending events is full: publish again later, or raise memory".into(),
-                retry_after_ms: SPACE_RETRY_AFTER_MS,
-            };
-            return self.refuse_publish(ticket, count, refusal, out);
-        }
-        // Of the log: as published now, or as appended again later.
-        let needed_bytes = events.len() + count as usize * self.durable.copies.each_size_bytes(topic);
-        if needed_bytes > self.publish_room_bytes() {
-            let refusal = Refusal {
-                code: ErrorCode::ResourceExhausted,
-                message:
-                    "the log is full: publish again later; give the node more disk, or raise log_size_max"
-                        .into(),
-                retry_after_ms: SPACE_RETRY_AFTER_MS,
-            };
-            return self.refuse_publish(ticket, count, refusal, out);
-        }
-        let most = self.config.block_size_bytes_max - RECORD_OVERHEAD_SIZE_BYTES - PROGRESS_SIZE_BYTES_MAX;
-        if largest(events, most) > most {
-            let refusal = Refusal {
-                code: ErrorCode::EventTooLarge,
-                message: format!("this node's log takes events of at most {most} bytes"),
-                retry_after_ms: 0,
-            };
-            return self.refuse_publish(ticket, count, refusal, out);
-        }
-        let (taken, retry_after_ms) = self.volatile.admission.take(now.mono, count);
-        let refusal = (taken < count).then(|| Refusal {
-            code: ErrorCode::ResourceExhausted,
-            message: "the node's admission rate is reached: publish again after the stated time".into(),
-            retry_after_ms,
-        });
+        let most = self.event_size_bytes_max(0);
+        let offer = Offer {
+            count,
+            size_bytes: events.len(),
+            largest_size_bytes: largest(events, most),
+            extra_size_bytes: 0,
+        };
+        let (taken, refusal) = self.admit(topic, offer);
         if taken == 0 {
             return self.refuse_publish(ticket, count, refusal.expect("nothing was taken"), out);
         }
         self.volatile.stats.refused += u64::from(count - taken);
-        self.volatile.log_room_bytes -= needed_bytes;
         self.volatile.stats.published += u64::from(taken);
         let first_sequence = Sequence(self.volatile.next_sequence);
         self.volatile.next_sequence += u64::from(taken);
@@ -136,16 +111,68 @@ impl Shard {
         let mut left = taken;
         let mut sequence = first_sequence;
         while left > 0 {
-            let (run, run_bytes) = cut(rest, left, most.min(RUN_SIZE_BYTES_MAX));
+            let (run, run_bytes) = cut(rest, left, most.min(RUN_SIZE_BYTES_MAX), 0);
             out.log().published(topic, sequence, run, now.wall, &rest[..run_bytes]);
             self.volatile.accepted_bytes += run_bytes;
             rest = &rest[run_bytes..];
             sequence.0 += u64::from(run);
             left -= run;
         }
+        let (accepted_count, duplicates) = (taken, Vec::new());
         let body =
-            ReplyBody::Published { first_sequence, accepted_count: taken, accepted: now.wall, refusal };
+            ReplyBody::Published { first_sequence, accepted_count, accepted: now.wall, refusal, duplicates };
         out.reply_on_commit(ticket, body);
+    }
+
+    /// Bytes of the largest event that a block of the log takes, where its record needs some besides it.
+    pub(super) fn event_size_bytes_max(&self, extra_size_bytes: usize) -> usize {
+        let most = self.config.block_size_bytes_max - RECORD_OVERHEAD_SIZE_BYTES - PROGRESS_SIZE_BYTES_MAX;
+        most - extra_size_bytes
+    }
+
+    /// How many of these events are accepted, from the first on, and why the rest is not.
+    pub(super) fn admit(&mut self, topic: TopicId, offer: Offer) -> (u32, Option<Refusal>) {
+        let Offer { count, size_bytes, largest_size_bytes, extra_size_bytes } = offer;
+        if self.memory_bytes() + size_bytes > self.config.memory_bytes_max {
+            let refusal = Refusal {
+                code: ErrorCode::ResourceExhausted,
+                message: "the memory for pending events is full: publish again later, or raise memory".into(),
+                retry_after_ms: SPACE_RETRY_AFTER_MS,
+            };
+            return (0, Some(refusal));
+        }
+        // Of the log: as published now, or as appended again later.
+        let each_size_bytes = self.durable.copies.each_size_bytes(topic) + extra_size_bytes;
+        let needed_bytes = size_bytes + count as usize * each_size_bytes;
+        if needed_bytes > self.publish_room_bytes() {
+            let refusal = Refusal {
+                code: ErrorCode::ResourceExhausted,
+                message:
+                    "the log is full: publish again later; give the node more disk, or raise log_size_max"
+                        .into(),
+                retry_after_ms: SPACE_RETRY_AFTER_MS,
+            };
+            return (0, Some(refusal));
+        }
+        let most = self.event_size_bytes_max(extra_size_bytes);
+        if largest_size_bytes > most {
+            let refusal = Refusal {
+                code: ErrorCode::EventTooLarge,
+                message: format!("this node's log takes events of at most {most} bytes"),
+                retry_after_ms: 0,
+            };
+            return (0, Some(refusal));
+        }
+        let (taken, retry_after_ms) = self.volatile.admission.take(self.volatile.now.mono, count);
+        if taken > 0 {
+            self.volatile.log_room_bytes -= needed_bytes;
+        }
+        let refusal = (taken < count).then(|| Refusal {
+            code: ErrorCode::ResourceExhausted,
+            message: "the node's admission rate is reached: publish again after the stated time".into(),
+            retry_after_ms,
+        });
+        (taken, refusal)
     }
 
     /// Bytes of the log for what is published. A part is left for far-future events that come back.
@@ -216,12 +243,26 @@ impl Shard {
         payload_bytes
             + self.index_bytes()
             + self.durable.progress.memory_bytes()
+            + self.durable.names.memory_bytes()
+            + self.volatile.naming.memory_bytes()
             + self.volatile.far.memory_bytes()
             // Of tasks, those there are: the router's pool is reused and never shrinks, so that counting it whole
             // could refuse publishes for good after one bad hour.
             + self.router.tasks() * TASK_SIZE_BYTES
             + self.volatile.accepted_bytes
     }
+}
+
+/// Events that someone wants accepted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer {
+    pub(super) count: u32,
+    /// Bytes of all of them.
+    pub(super) size_bytes: usize,
+    /// Bytes of the largest, where it may be too large.
+    pub(super) largest_size_bytes: usize,
+    /// Bytes that each takes of the log besides its own.
+    pub(super) extra_size_bytes: usize,
 }
 
 /// Size of the largest event, where any can be larger than `most`.
@@ -238,12 +279,12 @@ fn largest(mut events: &[u8], most: usize) -> usize {
     largest
 }
 
-/// How many of the first `count` events fit `most` bytes, at least one, and their bytes.
-fn cut(events: &[u8], count: u32, most: usize) -> (u32, usize) {
+/// How many of the first `count` events fit `most` bytes, each with so many more, at least one; and their own bytes.
+pub(super) fn cut(events: &[u8], count: u32, most: usize, each_size_bytes: usize) -> (u32, usize) {
     let mut bytes = 0;
     for taken in 0..count {
         let len = padded_len(stated_len(&events[bytes..]).expect("the door counted whole events"));
-        if taken > 0 && bytes + len > most {
+        if taken > 0 && bytes + len + taken as usize * each_size_bytes > most {
             return (taken, bytes);
         }
         bytes += len;

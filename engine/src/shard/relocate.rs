@@ -20,6 +20,7 @@ impl Shard {
     pub fn releasable(&mut self) -> u64 {
         let registry = self.durable.registry.oldest_block().unwrap_or(u64::MAX);
         let registry = registry.min(self.durable.runs.oldest_block().unwrap_or(u64::MAX));
+        let registry = registry.min(self.durable.names.oldest_block().unwrap_or(u64::MAX));
         // Marks are evidence for the counter of sequences: the newest one stays.
         let limit = registry.min(self.durable.ledger.evidence());
         self.durable.ledger.release(limit).saturating_sub(1)
@@ -61,6 +62,7 @@ impl Shard {
     pub fn relocate(&mut self, upto: u64, budget_bytes: usize, out: &mut Effects) {
         self.relocate_control(upto, out);
         let budget_end = out.records.len() + budget_bytes;
+        self.restate_names(upto, budget_end, out);
         let from = self.volatile.relocated_upto;
         if from.block > upto {
             return;

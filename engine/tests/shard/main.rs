@@ -6,6 +6,7 @@ mod delivery;
 mod far;
 mod lane;
 mod misfire;
+mod names;
 mod reading;
 mod refusals;
 mod replay;

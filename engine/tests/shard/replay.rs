@@ -199,7 +199,8 @@ impl Told {
         for reply in std::mem::take(&mut self.rig.replies) {
             let number = reply.ticket.number;
             match reply.body {
-                ReplyBody::Published { first_sequence, accepted_count, accepted, refusal } => {
+                ReplyBody::Published { first_sequence, accepted_count, accepted, refusal, duplicates } => {
+                    assert_eq!(duplicates, []);
                     assert_eq!(refusal, None);
                     let (shard, delay_ms) = self.publishing.remove(&number).expect("one answer");
                     for n in 0..u64::from(accepted_count) {

@@ -23,8 +23,8 @@ use escapement_protocol::{
     EVENT_SIZE_BYTES_MAX, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Now, PROTOCOL_VERSION, ShardId, TopicId,
 };
 
-pub use publish::PublishAnswer;
 use publish::Publisher;
+pub use publish::{Duplicate, PublishAnswer};
 use stream::Stream;
 
 /// Most requests of one stream that may wait for an answer.
@@ -67,6 +67,8 @@ pub struct OpenSession {
 pub trait Backend<S> {
     /// Events for one shard, verified, each padded to 8.
     fn publish(&mut self, ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: &[u8]);
+    /// The source of events of this topic that state none; empty where there is no such topic.
+    fn default_source(&self, topic: TopicId) -> &str;
     /// Cancel an event.
     fn cancel(&mut self, ticket: u64, event: EventId);
     /// Ask a shard what is pending. It is one that the node has.

@@ -5,15 +5,16 @@ use std::collections::VecDeque;
 use smallvec::SmallVec;
 
 use escapement_protocol::frame::{
-    AckException, AckRun, Durability, Items, PublishAck, PublishBatch, encode_publish_ack,
+    AckDuplicate, AckException, AckRun, Durability, Items, PublishAck, PublishBatch, encode_publish_ack,
 };
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::{ErrorCode, EventView, Now, Sequence, ShardId, TopicId, WallMs};
 
 use super::{Backend, Door, Refusal, Violation, Waiting, malformed, unavailable};
 
-/// Most answers in one acknowledgement frame: the rest follows in the next.
-const ANSWERS_MAX: usize = 16 * 1024;
+/// So many answers make an acknowledgement frame: the rest follows in the next. With those of one batch more, each a
+/// duplicate in a run of its own, they fit a frame.
+const ANSWERS_MAX: usize = 8 * 1024;
 
 /// Batches of one stream that wait for the disk from which on the stream is not read any further.
 const BATCHES_MAX: usize = 32 * 1024;
@@ -23,7 +24,7 @@ const BATCHES_MAX: usize = 32 * 1024;
 pub enum PublishAnswer {
     /// A prefix of the run was accepted and is durable.
     Accepted {
-        /// Sequence of its first event.
+        /// Sequence of its first event that is no duplicate; those of the others follow.
         first_sequence: Sequence,
         /// Events accepted, from the first on.
         count: u32,
@@ -31,9 +32,24 @@ pub enum PublishAnswer {
         accepted: WallMs,
         /// Why the rest was not.
         rest: Option<Refusal>,
+        /// Those of the prefix that had been accepted before, ascending.
+        duplicates: Vec<Duplicate>,
     },
     /// None was accepted.
     Refused(Refusal),
+}
+
+/// An event that had been published before, with the receipt of the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Duplicate {
+    /// Its place in the run, from 0.
+    pub index: u32,
+    /// The first one's sequence.
+    pub sequence: Sequence,
+    /// When the first one is scheduled for.
+    pub schedule_time: WallMs,
+    /// When the first one was accepted.
+    pub accepted: WallMs,
 }
 
 /// The part of a batch that went to one shard.
@@ -43,6 +59,8 @@ struct Part {
     answer: Option<PublishAnswer>,
     /// Items of this part answered so far, while the acknowledgement is written.
     taken: u32,
+    /// Of these, duplicates.
+    duplicates_taken: u32,
 }
 
 /// Where each item of a batch went.
@@ -81,6 +99,7 @@ pub(super) struct Publisher {
     batches: VecDeque<Batch>,
     runs: Vec<AckRun>,
     exceptions: Vec<AckException>,
+    duplicates: Vec<AckDuplicate>,
     /// The limits that the exceptions met, each once.
     exhausted: String,
 }
@@ -125,43 +144,21 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
             self.mark(stream);
             return Ok(());
         }
+        let split = split(now, batch, shard_count, backend.default_source(batch.topic));
         let waiting = &mut self.waiting;
         let topic = batch.topic;
         let mut submit = |entry: &mut Batch, shard: ShardId, count: u32, events: &[u8]| {
             let part = entry.parts.len();
             let ticket = waiting.insert(Waiting::Publish { stream, batch: number, part }) as u64;
-            entry.parts.push(Part { shard, answer: None, taken: 0 });
+            entry.parts.push(Part { shard, answer: None, taken: 0, duplicates_taken: 0 });
             entry.missing += 1;
             backend.publish(ticket, shard, topic, count, events);
         };
-        match one_shard(now, batch, shard_count) {
-            Some(shard) => submit(&mut entry, shard, count, batch.events.bytes()),
-            None => {
-                // Rare: a foreign client that does not route, or a faulty event.
-                let mut runs: Vec<(ShardId, u32, Vec<u8>)> = Vec::new();
-                let mut layout = Vec::with_capacity(count as usize);
-                for (item, event) in (batch.first_item..).zip(batch.events.iter()) {
-                    match verify(now, topic, event, shard_count) {
-                        Ok(shard) => {
-                            let at = runs.iter().position(|run| run.0 == shard).unwrap_or_else(|| {
-                                runs.push((shard, 0, Vec::new()));
-                                runs.len() - 1
-                            });
-                            runs[at].1 += 1;
-                            runs[at].2.extend_from_slice(event);
-                            layout.push(at as u16);
-                        }
-                        Err(code) => {
-                            entry.exceptions.push(AckException {
-                                item,
-                                retry_after_ms: 0,
-                                code: code as u16,
-                            });
-                            layout.push(EXCEPTION);
-                        }
-                    }
-                }
+        match split {
+            Split::Whole(shard) => submit(&mut entry, shard, count, batch.events.bytes()),
+            Split::Mixed { layout, runs, exceptions } => {
                 entry.layout = Layout::Mixed(layout);
+                entry.exceptions = exceptions;
                 for (shard, count, events) in runs {
                     submit(&mut entry, shard, count, &events);
                 }
@@ -195,19 +192,53 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
     }
 }
 
-/// The shard of all events, where all are sound and go to one.
-fn one_shard(now: Now, batch: &PublishBatch<'_>, shard_count: u16) -> Option<ShardId> {
-    let mut first = None;
-    for event in batch.events.iter() {
-        let shard = verify(now, batch.topic, event, shard_count).ok()?;
-        if *first.get_or_insert(shard) != shard {
-            return None;
-        }
-    }
-    first
+/// Where the events of a batch go.
+enum Split {
+    /// All are sound, and go to one shard.
+    Whole(ShardId),
+    /// Rare: a foreign client that does not route, or a faulty event.
+    Mixed { layout: Vec<u16>, runs: Vec<(ShardId, u32, Vec<u8>)>, exceptions: Vec<AckException> },
 }
 
-fn verify(now: Now, topic: TopicId, event: &[u8], shard_count: u16) -> Result<ShardId, ErrorCode> {
+fn split(now: Now, batch: &PublishBatch<'_>, shard_count: u16, default_source: &str) -> Split {
+    let topic = batch.topic;
+    let verify = |event| verify(now, topic, event, shard_count, default_source.as_bytes());
+    let mut events = batch.events.iter();
+    if let Some(Ok(first)) = events.next().map(verify)
+        && events.all(|event| verify(event) == Ok(first))
+    {
+        return Split::Whole(first);
+    }
+    let mut runs: Vec<(ShardId, u32, Vec<u8>)> = Vec::new();
+    let mut layout = Vec::with_capacity(batch.events.count() as usize);
+    let mut exceptions = Vec::new();
+    for (item, event) in (batch.first_item..).zip(batch.events.iter()) {
+        match verify(event) {
+            Ok(shard) => {
+                let at = runs.iter().position(|run| run.0 == shard).unwrap_or_else(|| {
+                    runs.push((shard, 0, Vec::new()));
+                    runs.len() - 1
+                });
+                runs[at].1 += 1;
+                runs[at].2.extend_from_slice(event);
+                layout.push(at as u16);
+            }
+            Err(code) => {
+                exceptions.push(AckException { item, retry_after_ms: 0, code: code as u16 });
+                layout.push(EXCEPTION);
+            }
+        }
+    }
+    Split::Mixed { layout, runs, exceptions }
+}
+
+fn verify(
+    now: Now,
+    topic: TopicId,
+    event: &[u8],
+    shard_count: u16,
+    default_source: &[u8],
+) -> Result<ShardId, ErrorCode> {
     let (view, taken) = EventView::parse(event).map_err(|error| error.code())?;
     if taken != event.len() {
         return Err(ErrorCode::MalformedEvent);
@@ -216,7 +247,9 @@ fn verify(now: Now, topic: TopicId, event: &[u8], shard_count: u16) -> Result<Sh
     if shard_count == 1 {
         return Ok(ShardId(0));
     }
-    Ok(shard_of(topic, view.ordering_key(), view.source(), view.id(), shard_count))
+    // An event that states what its topic fills in has the name of one that does not, and so its shard.
+    let source = if view.source() == default_source { &[] } else { view.source() };
+    Ok(shard_of(topic, view.ordering_key(), source, view.id(), shard_count))
 }
 
 /// Adds a limit's words to those of others, once.
@@ -249,7 +282,7 @@ impl Publisher {
             let batch = self.batches.pop_front().expect("it is there");
             self.first_batch += 1;
             self.answer(batch);
-            if self.runs.len() + self.exceptions.len() >= ANSWERS_MAX {
+            if self.runs.len() + self.exceptions.len() + self.duplicates.len() >= ANSWERS_MAX {
                 self.write(out);
             }
         }
@@ -268,10 +301,12 @@ impl Publisher {
             runs: Items::from(self.runs.as_slice()),
             exceptions: Items::from(self.exceptions.as_slice()),
             exhausted: &self.exhausted,
+            duplicates: Items::from(self.duplicates.as_slice()),
         };
         encode_publish_ack(&ack, out).expect("answers are bounded by the frames they answer");
         self.runs.clear();
         self.exceptions.clear();
+        self.duplicates.clear();
         self.exhausted.clear();
     }
 
@@ -293,17 +328,31 @@ impl Publisher {
 
     /// Answers the next `count` items of a part, of which the first is `item`.
     fn answer_part(&mut self, item: u64, count: u32, part: &mut Part) {
-        let (first_sequence, accepted_count, accepted, refusal) = match &part.answer {
-            Some(PublishAnswer::Accepted { first_sequence, count, accepted, rest }) => {
-                (*first_sequence, *count, *accepted, rest.as_ref())
+        let Part { shard, answer, taken, duplicates_taken } = part;
+        let (first_sequence, accepted_count, accepted, refusal, duplicates) = match &*answer {
+            Some(PublishAnswer::Accepted { first_sequence, count, accepted, rest, duplicates }) => {
+                (*first_sequence, *count, *accepted, rest.as_ref(), &duplicates[..])
             }
-            Some(PublishAnswer::Refused(refusal)) => (Sequence(0), 0, WallMs(0), Some(refusal)),
+            Some(PublishAnswer::Refused(refusal)) => (Sequence(0), 0, WallMs(0), Some(refusal), &[][..]),
             None => unreachable!("a batch is answered when no part is missing"),
         };
-        let good = accepted_count.saturating_sub(part.taken).min(count);
-        if good > 0 {
-            let first = Sequence(first_sequence.0 + u64::from(part.taken));
-            self.push_run(AckRun { first_sequence: first, accepted, count: good, shard: part.shard });
+        let good = accepted_count.saturating_sub(*taken).min(count);
+        let (mut index, end) = (*taken, *taken + good);
+        while index < end {
+            let next = duplicates.get(*duplicates_taken as usize);
+            let until = next.map_or(end, |duplicate| duplicate.index.min(end));
+            if until > index {
+                let first_sequence = Sequence(first_sequence.0 + u64::from(index - *duplicates_taken));
+                self.push_run(AckRun { first_sequence, accepted, count: until - index, shard: *shard });
+                index = until;
+            } else if let Some(Duplicate { sequence, schedule_time, accepted, .. }) = next.copied() {
+                // Accepted, as it was the first time.
+                self.push_run(AckRun { first_sequence: sequence, accepted, count: 1, shard: *shard });
+                let item = item + u64::from(index - *taken);
+                self.duplicates.push(AckDuplicate { item, schedule_time });
+                *duplicates_taken += 1;
+                index += 1;
+            }
         }
         if let Some(refusal) = refusal {
             let exception = |item| AckException {
@@ -316,7 +365,7 @@ impl Publisher {
                 note(&mut self.exhausted, &refusal.message);
             }
         }
-        part.taken += count;
+        *taken += count;
     }
 
     fn push_run(&mut self, run: AckRun) {

@@ -16,7 +16,7 @@ use crate::config::units::parse_duration;
 pub(super) enum TopicCommand {
     /// Create a topic; creating it again with the same settings changes nothing
     #[command(
-        after_help = "Example:\n  escapement topic create mail --source /mail --content-type text/plain"
+        after_help = "Example:\n  escapement topic create mail --source /mail --content-type text/plain --dedup-window 1d"
     )]
     Create {
         /// Name: letters, digits and any of . _ - after the first
@@ -30,6 +30,10 @@ pub(super) enum TopicCommand {
         /// CloudEvents datacontenttype of events that state none
         #[arg(long, default_value = "", hide_default_value = true, value_name = "TYPE")]
         content_type: String,
+        /// An event with the source, id and ordering key of one that was accepted less than this long ago is answered with
+        /// that one's receipt, and not stored again; up to 30d, 0s for off [default: 0s]
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        dedup_window: Option<Duration>,
         #[command(flatten)]
         connect: ConnectArgs,
     },
@@ -131,18 +135,24 @@ pub(super) struct CancelArgs {
 pub(super) fn run_topic(command: TopicCommand, out: &Output) -> Result<(), Failure> {
     let topics = match command {
         TopicCommand::List { connect } => connect.run(async |client| Ok(client.topics().await?))?,
-        TopicCommand::Create { name, source, type_, content_type, connect } => {
+        TopicCommand::Create { name, source, type_, content_type, dedup_window, connect } => {
             let settings = TopicSettings {
                 name,
                 default_source: source,
                 default_type: type_,
                 default_content_type: content_type,
+                dedup_window_ms: dedup_window.map_or(0, whole_ms),
             };
             vec![connect.run(async |client| Ok(client.create_topic(settings).await?))?]
         }
     };
-    let columns = ["name", "id", "version", "source", "type", "content_type"];
+    let columns = ["name", "id", "version", "source", "type", "content_type", "dedup_window_ms"];
     out.rows(&columns, &topics.iter().map(topic_row).collect::<Vec<_>>())
+}
+
+/// What is less than a millisecond counts as one, so that a window that was asked for is there.
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
 }
 
 fn topic_row(info: &TopicInfo) -> Vec<Value> {
@@ -154,6 +164,7 @@ fn topic_row(info: &TopicInfo) -> Vec<Value> {
         stated(&settings.default_source),
         stated(&settings.default_type),
         stated(&settings.default_content_type),
+        json!(settings.dedup_window_ms),
     ]
 }
 

@@ -389,6 +389,8 @@ impl Counts {
             | Record::Run(_)
             | Record::Moved { .. }
             | Record::Loaded { .. }
+            | Record::Names { .. }
+            | Record::NamesForgotten { .. }
             | Record::CancelledInRun { .. } => {}
         }
     }
@@ -406,11 +408,11 @@ fn own_block(kind: BlockKind) -> Option<&'static str> {
 /// A record's name, and what there is to say of it.
 fn describe(record: &Record<'_>) -> (&'static str, Value) {
     match record {
-        Record::Published { topic, first_sequence, count, accepted, events } => (
+        Record::Published { topic, first_sequence, count, accepted, names, events } => (
             "published",
             json!({
                 "topic": topic.0, "first_sequence": first_sequence.0, "count": count,
-                "accepted": rfc3339(*accepted), "bytes": events.len(),
+                "accepted": rfc3339(*accepted), "names": names.count(), "bytes": events.len(),
             }),
         ),
         Record::Relocated { topic, sequence, due, progress, event } => (
@@ -441,6 +443,15 @@ fn describe(record: &Record<'_>) -> (&'static str, Value) {
             "subscription",
             json!({ "subscription": id.0, "version": version, "topic": topic.0, "name": settings.name }),
         ),
+        Record::Names { topic, of_block, first, names } => (
+            "names",
+            json!({
+                "topic": topic.0, "of_block": of_block, "first_sequence": first.0, "count": names.iter().len(),
+            }),
+        ),
+        Record::NamesForgotten { topic, before } => {
+            ("names_forgotten", json!({ "topic": topic.0, "before_sequence": before.0 }))
+        }
         Record::Mark { next_sequence } => ("mark", json!({ "next_sequence": next_sequence.0 })),
         Record::Run(RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes }) => (
             "run",

@@ -109,11 +109,13 @@ pub(super) fn run(args: &PublishArgs, out: &Output) -> Result<(), Failure> {
             ("schedule_time", json!(rfc3339(due))),
             ("schedule_time_ms", json!(due.0)),
             ("durability", json!(durability(receipt.durability))),
+            ("duplicate", json!(receipt.duplicate)),
         ]);
     }
     let source = if source.is_empty() { String::new() } else { format!("  source {source}") };
     let (event_id, due, durability) = (receipt.event_id, rfc3339(due), durability(receipt.durability));
-    out.line(&format!("{event_id}  due {due}  {durability}  id {id}{source}"))
+    let duplicate = if receipt.duplicate { "  published before" } else { "" };
+    out.line(&format!("{event_id}  due {due}  {durability}  id {id}{source}{duplicate}"))
 }
 
 fn read_data(path: &Path) -> Result<Vec<u8>, Failure> {

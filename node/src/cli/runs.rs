@@ -104,6 +104,8 @@ impl LoggedRuns {
             | Record::AttemptFailed { .. }
             | Record::Topic { .. }
             | Record::Subscription { .. }
+            | Record::Names { .. }
+            | Record::NamesForgotten { .. }
             | Record::Mark { .. } => {}
         }
     }

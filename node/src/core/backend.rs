@@ -1,6 +1,6 @@
 //! What the door asks of its core.
 
-use escapement_engine::{Input, Message, Refusal, Registry, Reply, ReplyBody, Ticket, owner_of};
+use escapement_engine::{Duplicate, Input, Message, Refusal, Registry, Reply, ReplyBody, Ticket, owner_of};
 use escapement_frontend::door::{self, Backend, OpenSession};
 use escapement_protocol::frame::{
     self, AdminAnswer, AdminRequest, Items, Query, ResultItem, Subscribe, Subscribed, SubscriptionInfo,
@@ -63,6 +63,10 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
             let events = events.into();
             self.mail[usize::from(core)].push(Parcel::Publish { shard, ticket, topic, count, events });
         }
+    }
+
+    fn default_source(&self, topic: TopicId) -> &str {
+        self.registry().topic(topic).map_or("", |topic| &topic.settings.default_source)
     }
 
     fn cancel(&mut self, ticket: u64, event: EventId) {
@@ -238,6 +242,11 @@ pub(super) fn version(version: u64) -> u32 {
 pub(super) fn refusal(refusal: Refusal) -> door::Refusal {
     let Refusal { code, message, retry_after_ms } = refusal;
     door::Refusal { code, message, retry_after_ms }
+}
+
+pub(super) fn duplicate(duplicate: Duplicate) -> door::Duplicate {
+    let Duplicate { index, sequence, schedule_time, accepted } = duplicate;
+    door::Duplicate { index, sequence, schedule_time, accepted }
 }
 
 fn unknown(code: ErrorCode, what: &str, name: &str) -> door::Refusal {

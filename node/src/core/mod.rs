@@ -306,9 +306,11 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         }
         let door = &mut self.door;
         match reply.body {
-            ReplyBody::Published { first_sequence, accepted_count: count, accepted, refusal } => {
+            ReplyBody::Published { first_sequence, accepted_count: count, accepted, refusal, duplicates } => {
                 let rest = refusal.map(backend::refusal);
-                door.published(number, PublishAnswer::Accepted { first_sequence, count, accepted, rest });
+                let duplicates = duplicates.into_iter().map(backend::duplicate).collect();
+                let answer = PublishAnswer::Accepted { first_sequence, count, accepted, rest, duplicates };
+                door.published(number, answer);
             }
             ReplyBody::Refused(refusal) => door.refused(number, &backend::refusal(refusal)),
             ReplyBody::Cancelled(verdict) => door.cancelled(number, verdict),

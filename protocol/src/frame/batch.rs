@@ -6,8 +6,8 @@
 //! ordinary FlatBuffers of the schema.
 
 use super::{
-    AckException, AckRun, BATCH_COUNT_MAX, Events, Fixed, FrameError, FrameKind, Items, PREFIX_SIZE_BYTES,
-    Prefix, PublishAck, PublishBatch, PushBatch, PushItem, ResultItem,
+    BATCH_COUNT_MAX, Events, Fixed, FrameError, FrameKind, Items, PREFIX_SIZE_BYTES, Prefix, PublishBatch,
+    PushBatch, PushItem, ResultItem,
 };
 use crate::event::{EventError, EventSpec, padded_len, stated_len};
 use crate::{Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, TopicId};
@@ -16,38 +16,34 @@ use crate::{Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, TopicId};
 const PUBLISH_HEAD_SIZE_BYTES: usize = 48;
 /// Bytes of a `PushBatch` body before its events.
 const PUSH_HEAD_SIZE_BYTES: usize = 40;
-/// Bytes of a `PublishAck` body before its runs.
-const ACK_HEAD_SIZE_BYTES: usize = 48;
-/// The same, where words follow.
-const WORDED_ACK_HEAD_SIZE_BYTES: usize = 56;
 /// Bytes of a `ResultBatch` body before its results.
 const RESULT_HEAD_SIZE_BYTES: usize = 24;
 /// A vector that follows bytes which end at a multiple of 8: 4 zeros, then its length.
-const VECTOR_HEAD_SIZE_BYTES: usize = 8;
+pub(super) const VECTOR_HEAD_SIZE_BYTES: usize = 8;
 const PUSH_ITEM_SIZE_BYTES: usize = size_of::<<PushItem as Fixed>::Bytes>();
 
 /// A body's first bytes, filled in at constant offsets.
-struct Head<const N: usize>([u8; N]);
+pub(super) struct Head<const N: usize>(pub(super) [u8; N]);
 
 impl<const N: usize> Head<N> {
-    fn u16s(mut self, at: usize, values: &[u16]) -> Self {
+    pub(super) fn u16s(mut self, at: usize, values: &[u16]) -> Self {
         for (value, out) in values.iter().zip(self.0[at..].chunks_exact_mut(2)) {
             out.copy_from_slice(&value.to_le_bytes());
         }
         self
     }
 
-    fn u32(mut self, at: usize, value: usize) -> Self {
+    pub(super) fn u32(mut self, at: usize, value: usize) -> Self {
         self.0[at..at + 4].copy_from_slice(&(value as u32).to_le_bytes());
         self
     }
 
-    fn u64(mut self, at: usize, value: u64) -> Self {
+    pub(super) fn u64(mut self, at: usize, value: u64) -> Self {
         self.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
         self
     }
 
-    fn byte(mut self, at: usize, value: u8) -> Self {
+    pub(super) fn byte(mut self, at: usize, value: u8) -> Self {
         self.0[at] = value;
         self
     }
@@ -102,48 +98,6 @@ fn push_head(
 }
 
 /// ```text
-///  0 root = 16 | 4 vtable: 12, 24, through_item 8, durability 20, runs 4, exceptions 16
-/// 16 table: to vtable 12 | 20 to runs 24 | 24 through_item | 32 to exceptions | 36 durability | 37 zeros
-/// 44 length | 48 runs | zeros | length | exceptions
-/// ```
-fn plain_ack_head(ack: &PublishAck<'_>) -> [u8; ACK_HEAD_SIZE_BYTES] {
-    let exceptions_at = ACK_HEAD_SIZE_BYTES + ack.runs.len() * size_of::<<AckRun as Fixed>::Bytes>() + 4;
-    Head([0; ACK_HEAD_SIZE_BYTES])
-        .u32(0, 16)
-        .u16s(4, &[12, 24, 8, 20, 4, 16])
-        .u32(16, 12)
-        .u32(20, 44 - 20)
-        .u64(24, ack.through_item)
-        .u32(32, exceptions_at - 32)
-        .byte(36, ack.durability.0)
-        .u32(44, ack.runs.len())
-        .0
-}
-
-/// ```text
-///  0 root = 24 | 4 zeros | 10 vtable: 14, 28, through_item 8, durability 20, runs 4, exceptions 16, exhausted 24
-/// 24 table: to vtable 14 | 28 to runs 24 | 32 through_item | 40 to exceptions | 44 durability | 45 zeros
-/// 48 to exhausted | 52 length | 56 runs | zeros | length | exceptions | length | exhausted | zeros
-/// ```
-fn worded_ack_head(ack: &PublishAck<'_>) -> [u8; WORDED_ACK_HEAD_SIZE_BYTES] {
-    let runs_size_bytes = ack.runs.len() * size_of::<<AckRun as Fixed>::Bytes>();
-    let exceptions_at = WORDED_ACK_HEAD_SIZE_BYTES + runs_size_bytes + 4;
-    let exceptions_size_bytes = ack.exceptions.len() * size_of::<<AckException as Fixed>::Bytes>();
-    let exhausted_at = exceptions_at + 4 + exceptions_size_bytes;
-    Head([0; WORDED_ACK_HEAD_SIZE_BYTES])
-        .u32(0, 24)
-        .u16s(10, &[14, 28, 8, 20, 4, 16, 24])
-        .u32(24, 14)
-        .u32(28, 52 - 28)
-        .u64(32, ack.through_item)
-        .u32(40, exceptions_at - 40)
-        .byte(44, ack.durability.0)
-        .u32(48, exhausted_at - 48)
-        .u32(52, ack.runs.len())
-        .0
-}
-
-/// ```text
 ///  0 root = 12 | 4 zeros | 6 vtable: 6, 8, results 4
 /// 12 table: to vtable 6 | 16 to results 4
 /// 20 length | 24 results
@@ -158,11 +112,11 @@ fn result_head(count: usize) -> [u8; RESULT_HEAD_SIZE_BYTES] {
         .0
 }
 
-fn vector_head(count: usize) -> [u8; VECTOR_HEAD_SIZE_BYTES] {
+pub(super) fn vector_head(count: usize) -> [u8; VECTOR_HEAD_SIZE_BYTES] {
     Head([0; VECTOR_HEAD_SIZE_BYTES]).u32(4, count).0
 }
 
-fn body_len<T: Fixed>(head_size_bytes: usize, elements: &Items<'_, T>) -> usize {
+pub(super) fn body_len<T: Fixed>(head_size_bytes: usize, elements: &Items<'_, T>) -> usize {
     head_size_bytes + elements.len() * size_of::<T::Bytes>()
 }
 
@@ -193,35 +147,6 @@ pub fn encode_push_batch(batch: &PushBatch<'_>, out: &mut Vec<u8>) -> Result<(),
     out.extend_from_slice(events);
     out.extend_from_slice(&vector_head(batch.items.len()));
     batch.items.append_to(out);
-    Ok(())
-}
-
-/// Appends a frame.
-///
-/// # Errors
-/// It would be longer than a frame may be; `out` is then as it was.
-pub fn encode_publish_ack(ack: &PublishAck<'_>, out: &mut Vec<u8>) -> Result<(), FrameError> {
-    let words = ack.exhausted.as_bytes();
-    // Its length, and the zero that closes it.
-    let words_size_bytes = if words.is_empty() { 0 } else { (4 + words.len() + 1).next_multiple_of(8) };
-    let plain_or_worded = if words.is_empty() { ACK_HEAD_SIZE_BYTES } else { WORDED_ACK_HEAD_SIZE_BYTES };
-    let head_size_bytes = body_len(plain_or_worded, &ack.runs) + VECTOR_HEAD_SIZE_BYTES;
-    let len_bytes = body_len(head_size_bytes, &ack.exceptions) + words_size_bytes;
-    out.extend_from_slice(&Prefix { kind: FrameKind::PublishAck, len_bytes }.to_bytes()?);
-    if words.is_empty() {
-        out.extend_from_slice(&plain_ack_head(ack));
-    } else {
-        out.extend_from_slice(&worded_ack_head(ack));
-    }
-    ack.runs.append_to(out);
-    out.extend_from_slice(&vector_head(ack.exceptions.len()));
-    ack.exceptions.append_to(out);
-    if !words.is_empty() {
-        let end = out.len() + words_size_bytes;
-        out.extend_from_slice(&(words.len() as u32).to_le_bytes());
-        out.extend_from_slice(words);
-        out.resize(end, 0);
-    }
     Ok(())
 }
 

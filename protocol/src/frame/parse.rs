@@ -54,6 +54,7 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 runs: items(table.runs())?,
                 exceptions: items(table.exceptions())?,
                 exhausted: table.exhausted().unwrap_or_default(),
+                duplicates: items(table.duplicates())?,
             })
         }
         FrameKind::Subscribe => {
@@ -335,6 +336,7 @@ fn topic_settings(table: Option<wire::TopicSettings<'_>>) -> Parsed<TopicSetting
         default_source: text(table.default_source()),
         default_type: text(table.default_type()),
         default_content_type: text(table.default_content_type()),
+        dedup_window_ms: table.dedup_window_ms(),
     })
 }
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    AckException, AckRun, AdminAnswer, AdminRequest, CancelVerdict, Events, FrameError, FrameKind, ItemIter,
-    Items, PushItem, Query, QueryAnswer, ResultItem, ShardCore,
+    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, CancelVerdict, Events, FrameError,
+    FrameKind, ItemIter, Items, PushItem, Query, QueryAnswer, ResultItem, ShardCore,
 };
 use crate::{Epoch, ErrorCode, EventId, Sequence, ShardId, SubscriptionId, Tag, TopicId, WallMs};
 
@@ -129,6 +129,9 @@ pub struct PublishAck<'a> {
     /// For people: which limits the items met that are refused with `RESOURCE_EXHAUSTED`. Empty where none are, and
     /// where the node does not say.
     pub exhausted: &'a str,
+    /// Accepted items that had been published before, ascending. Each is in a run too, which names the original: who
+    /// does not look here sees all accepted items.
+    pub duplicates: Items<'a, AckDuplicate>,
 }
 
 impl<'a> PublishAck<'a> {
@@ -160,12 +163,24 @@ impl<'a> PublishAck<'a> {
         if answered != range.end - range.start {
             return malformed("its runs and exceptions are not as many as its items");
         }
+        let mut exceptions = self.exceptions.iter().peekable();
+        let mut next = range.start;
+        for AckDuplicate { item, .. } in self.duplicates {
+            while exceptions.next_if(|exception| exception.item < item).is_some() {}
+            let is_refused = exceptions.peek().is_some_and(|exception| exception.item == item);
+            if item < next || !range.contains(&item) || is_refused {
+                return malformed("its duplicates do not ascend within its accepted items");
+            }
+            next = item + 1;
+        }
         Ok(AckItems {
             next: range.start,
             runs: self.runs.iter(),
             run: None,
             exceptions: self.exceptions.iter(),
             exception: None,
+            duplicates: self.duplicates.iter(),
+            duplicate: None,
         })
     }
 }
@@ -179,12 +194,16 @@ pub struct Accepted {
     pub sequence: Sequence,
     /// Moment of acceptance: where the event states a delay, its due time is this plus the delay.
     pub accepted: WallMs,
+    /// Where the event had been published before: when that one, which all of this is about, is scheduled for.
+    pub duplicate: Option<WallMs>,
 }
 
 impl Accepted {
-    /// The event's id, given the due time: as the event states it, or resolved from its delay.
+    /// The event's id, given the due time: as the event states it, or resolved from its delay. A duplicate's is the
+    /// original's, whatever was given.
     #[must_use]
     pub fn event_id(&self, schedule_time: WallMs) -> EventId {
+        let schedule_time = self.duplicate.unwrap_or(schedule_time);
         EventId { shard: self.shard, sequence: self.sequence, schedule_time_ms: schedule_time.0 }
     }
 }
@@ -206,6 +225,8 @@ pub struct AckItems<'a> {
     run: Option<AckRun>,
     exceptions: ItemIter<'a, AckException>,
     exception: Option<AckException>,
+    duplicates: ItemIter<'a, AckDuplicate>,
+    duplicate: Option<AckDuplicate>,
 }
 
 impl Iterator for AckItems<'_> {
@@ -230,7 +251,16 @@ impl Iterator for AckItems<'_> {
                     let first_sequence = Sequence(run.first_sequence.0.wrapping_add(1));
                     self.run = Some(AckRun { first_sequence, count: run.count - 1, ..run });
                 }
-                Ok(Accepted { shard: run.shard, sequence: run.first_sequence, accepted: run.accepted })
+                let duplicate = self.duplicate.take().or_else(|| self.duplicates.next());
+                let is_it = duplicate.is_some_and(|duplicate| duplicate.item == item);
+                self.duplicate = duplicate.filter(|_| !is_it);
+                let duplicate = duplicate.filter(|_| is_it).map(|duplicate| duplicate.schedule_time);
+                Ok(Accepted {
+                    shard: run.shard,
+                    sequence: run.first_sequence,
+                    accepted: run.accepted,
+                    duplicate,
+                })
             }
         };
         self.next = item + 1;

@@ -372,6 +372,7 @@ fn topic_settings(b: &mut Builder, settings: &TopicSettings) -> WIPOffset<wire::
         default_source: Some(b.create_string(&settings.default_source)),
         default_type: Some(b.create_string(&settings.default_type)),
         default_content_type: Some(b.create_string(&settings.default_content_type)),
+        dedup_window_ms: settings.dedup_window_ms,
     };
     wire::TopicSettings::create(b, &args)
 }

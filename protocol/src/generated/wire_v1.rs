@@ -651,6 +651,134 @@ impl<'a> AckException {
 
 }
 
+/// An accepted item that had been published before: its run names the original.
+// struct AckDuplicate, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct AckDuplicate(pub [u8; 16]);
+impl Default for AckDuplicate { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for AckDuplicate {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("AckDuplicate")
+      .field("item", &self.item())
+      .field("schedule_time_ms", &self.schedule_time_ms())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for AckDuplicate {}
+impl<'a> ::flatbuffers::Follow<'a> for AckDuplicate {
+  type Inner = &'a AckDuplicate;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a AckDuplicate>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a AckDuplicate {
+  type Inner = &'a AckDuplicate;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<AckDuplicate>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for AckDuplicate {
+    type Output = AckDuplicate;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const AckDuplicate as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for AckDuplicate {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> AckDuplicate {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    item: u64,
+    schedule_time_ms: u64,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_item(item);
+    s.set_schedule_time_ms(schedule_time_ms);
+    s
+  }
+
+  pub fn item(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_item(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn schedule_time_ms(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_schedule_time_ms(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 /// What a subscriber must know of one pushed event besides its bytes.
 // struct PushItem, aligned to 8
 #[repr(transparent)]
@@ -3203,6 +3331,7 @@ impl<'a> PublishAck<'a> {
   pub const VT_RUNS: ::flatbuffers::VOffsetT = 8;
   pub const VT_EXCEPTIONS: ::flatbuffers::VOffsetT = 10;
   pub const VT_EXHAUSTED: ::flatbuffers::VOffsetT = 12;
+  pub const VT_DUPLICATES: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3215,6 +3344,7 @@ impl<'a> PublishAck<'a> {
   ) -> ::flatbuffers::WIPOffset<PublishAck<'bldr>> {
     let mut builder = PublishAckBuilder::new(_fbb);
     builder.add_through_item(args.through_item);
+    if let Some(x) = args.duplicates { builder.add_duplicates(x); }
     if let Some(x) = args.exhausted { builder.add_exhausted(x); }
     if let Some(x) = args.exceptions { builder.add_exceptions(x); }
     if let Some(x) = args.runs { builder.add_runs(x); }
@@ -3258,6 +3388,13 @@ impl<'a> PublishAck<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(PublishAck::VT_EXHAUSTED, None)}
   }
+  #[inline]
+  pub fn duplicates(&self) -> Option<::flatbuffers::Vector<'a, AckDuplicate>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, AckDuplicate>>>(PublishAck::VT_DUPLICATES, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for PublishAck<'_> {
@@ -3271,6 +3408,7 @@ impl ::flatbuffers::Verifiable for PublishAck<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, AckRun>>>("runs", Self::VT_RUNS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, AckException>>>("exceptions", Self::VT_EXCEPTIONS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("exhausted", Self::VT_EXHAUSTED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, AckDuplicate>>>("duplicates", Self::VT_DUPLICATES, false)?
      .finish();
     Ok(())
   }
@@ -3281,6 +3419,7 @@ pub struct PublishAckArgs<'a> {
     pub runs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, AckRun>>>,
     pub exceptions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, AckException>>>,
     pub exhausted: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub duplicates: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, AckDuplicate>>>,
 }
 impl<'a> Default for PublishAckArgs<'a> {
   #[inline]
@@ -3291,6 +3430,7 @@ impl<'a> Default for PublishAckArgs<'a> {
       runs: None,
       exceptions: None,
       exhausted: None,
+      duplicates: None,
     }
   }
 }
@@ -3321,6 +3461,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PublishAckBuilder<'a, 'b, A> 
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PublishAck::VT_EXHAUSTED, exhausted);
   }
   #[inline]
+  pub fn add_duplicates(&mut self, duplicates: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , AckDuplicate>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PublishAck::VT_DUPLICATES, duplicates);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PublishAckBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     PublishAckBuilder {
@@ -3343,6 +3487,7 @@ impl ::core::fmt::Debug for PublishAck<'_> {
       ds.field("runs", &self.runs());
       ds.field("exceptions", &self.exceptions());
       ds.field("exhausted", &self.exhausted());
+      ds.field("duplicates", &self.duplicates());
       ds.finish()
   }
 }
@@ -5054,6 +5199,7 @@ impl<'a> TopicSettings<'a> {
   pub const VT_DEFAULT_SOURCE: ::flatbuffers::VOffsetT = 6;
   pub const VT_DEFAULT_TYPE: ::flatbuffers::VOffsetT = 8;
   pub const VT_DEFAULT_CONTENT_TYPE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_DEDUP_WINDOW_MS: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5065,6 +5211,7 @@ impl<'a> TopicSettings<'a> {
     args: &'args TopicSettingsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<TopicSettings<'bldr>> {
     let mut builder = TopicSettingsBuilder::new(_fbb);
+    builder.add_dedup_window_ms(args.dedup_window_ms);
     if let Some(x) = args.default_content_type { builder.add_default_content_type(x); }
     if let Some(x) = args.default_type { builder.add_default_type(x); }
     if let Some(x) = args.default_source { builder.add_default_source(x); }
@@ -5101,6 +5248,13 @@ impl<'a> TopicSettings<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TopicSettings::VT_DEFAULT_CONTENT_TYPE, None)}
   }
+  #[inline]
+  pub fn dedup_window_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TopicSettings::VT_DEDUP_WINDOW_MS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for TopicSettings<'_> {
@@ -5113,6 +5267,7 @@ impl ::flatbuffers::Verifiable for TopicSettings<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("default_source", Self::VT_DEFAULT_SOURCE, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("default_type", Self::VT_DEFAULT_TYPE, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("default_content_type", Self::VT_DEFAULT_CONTENT_TYPE, false)?
+     .visit_field::<u64>("dedup_window_ms", Self::VT_DEDUP_WINDOW_MS, false)?
      .finish();
     Ok(())
   }
@@ -5122,6 +5277,7 @@ pub struct TopicSettingsArgs<'a> {
     pub default_source: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub default_type: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub default_content_type: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub dedup_window_ms: u64,
 }
 impl<'a> Default for TopicSettingsArgs<'a> {
   #[inline]
@@ -5131,6 +5287,7 @@ impl<'a> Default for TopicSettingsArgs<'a> {
       default_source: None,
       default_type: None,
       default_content_type: None,
+      dedup_window_ms: 0,
     }
   }
 }
@@ -5157,6 +5314,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicSettingsBuilder<'a, 'b, 
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicSettings::VT_DEFAULT_CONTENT_TYPE, default_content_type);
   }
   #[inline]
+  pub fn add_dedup_window_ms(&mut self, dedup_window_ms: u64) {
+    self.fbb_.push_slot::<u64>(TopicSettings::VT_DEDUP_WINDOW_MS, dedup_window_ms, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicSettingsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TopicSettingsBuilder {
@@ -5178,6 +5339,7 @@ impl ::core::fmt::Debug for TopicSettings<'_> {
       ds.field("default_source", &self.default_source());
       ds.field("default_type", &self.default_type());
       ds.field("default_content_type", &self.default_content_type());
+      ds.field("dedup_window_ms", &self.dedup_window_ms());
       ds.finish()
   }
 }

@@ -91,6 +91,7 @@ fn topic_info() -> TopicInfo {
         default_source: "/orders".into(),
         default_type: "order.created".into(),
         default_content_type: "application/json".into(),
+        dedup_window_ms: 86_400_000,
     };
     TopicInfo { topic: TopicId(3), version: 1, settings }
 }
@@ -137,6 +138,7 @@ fn data_frames() -> Vec<(&'static str, Frame<'static>)> {
                 runs: RUNS.into(),
                 exceptions: EXCEPTIONS.into(),
                 exhausted: "",
+                duplicates: Items::default(),
             }),
         ),
         (

@@ -2,8 +2,8 @@
 
 use escapement_protocol::event::{Due, EventSpec, EventView};
 use escapement_protocol::frame::{
-    AckException, AckRun, AdminAnswer, AdminRequest, Credit, Durability, ErrorFrame, Events, Hello,
-    PREFIX_SIZE_BYTES, Page, PublishAck, PublishBatch, PushBatch, PushItem, ResultBatch, ResultItem,
+    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Credit, Durability, ErrorFrame, Events,
+    Hello, PREFIX_SIZE_BYTES, Page, PublishAck, PublishBatch, PushBatch, PushItem, ResultBatch, ResultItem,
     Subscribe, SubscriptionInfo, SubscriptionList,
 };
 use escapement_protocol::{
@@ -130,12 +130,14 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
 
     let hello = Frame::Hello(Hello { version: 1, client: "seed/1" });
     let publish = Frame::PublishBatch(PublishBatch { topic: TopicId(3), first_item: 10, events });
+    let duplicates = [AckDuplicate { item: 10, schedule_time: WallMs(1_800_000_000_000) }];
     let ack = Frame::PublishAck(PublishAck {
         through_item: 13,
         durability: Durability::LOCAL_DISK,
         runs: runs.as_slice().into(),
         exceptions: exceptions.as_slice().into(),
         exhausted: "",
+        duplicates: duplicates.as_slice().into(),
     });
     let push = Frame::PushBatch(PushBatch {
         subscription: SubscriptionId(9),

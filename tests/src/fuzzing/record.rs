@@ -1,8 +1,9 @@
 //! Log records: what parses can be walked to its end, and says the same after it was written again.
 
 use escapement_engine::far::RunId;
+use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
-    Record, RecordWriter, RunStatement, TaskProgress, published_events, records,
+    NameHashes, Record, RecordWriter, RunStatement, TaskProgress, published_events, records,
 };
 use escapement_protocol::event::{Due, EventSpec};
 use escapement_protocol::{
@@ -57,9 +58,18 @@ fn written(record: &Record<'_>) -> Vec<u8> {
     let (mut out, mut count) = (Vec::new(), 0);
     let mut writer = RecordWriter::new(&mut out, &mut count);
     match *record {
-        Record::Published { topic, first_sequence, count, accepted, events } => {
+        Record::Published { topic, first_sequence, count, accepted, names, events } if names.count() == 0 => {
             writer.published(topic, first_sequence, count, accepted, events);
         }
+        Record::Published { topic, first_sequence, accepted, names, events, .. } => {
+            let names: Vec<_> = names.iter().collect();
+            writer.published_named(topic, first_sequence, accepted, &names, events);
+        }
+        Record::Names { topic, of_block, first, names } => {
+            let names: Vec<_> = names.iter().collect();
+            writer.names(topic, of_block, first, names.iter());
+        }
+        Record::NamesForgotten { topic, before } => writer.names_forgotten(topic, before),
         Record::Relocated { topic, sequence, due, ref progress, event } => {
             writer.relocated(topic, sequence, due, progress, event);
         }
@@ -116,6 +126,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         first_sequence: Sequence(41),
         count: 2,
         accepted: now,
+        names: NameHashes::default(),
         events: &events,
     };
     let relocated = Record::Relocated {
@@ -150,8 +161,23 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let key = (now, Sequence(41));
     RecordWriter::new(&mut cancelled, &mut 0).cancelled_in_run(run, [(key, TopicId(3))].into_iter());
 
+    let (mut published_named, mut names) = (Vec::new(), Vec::new());
+    let hash = NameHash([7, 8]);
+    RecordWriter::new(&mut published_named, &mut 0).published_named(
+        TopicId(3),
+        Sequence(41),
+        now,
+        &[hash, hash],
+        &events,
+    );
+    let name = Name { hash, sequence: Sequence(41), schedule_time: now, accepted: now };
+    RecordWriter::new(&mut names, &mut 0).names(TopicId(3), 5, Sequence(41), [name; 2].iter());
+
     let mut seeds = vec![
         ("published", written(&published)),
+        ("published-named", published_named),
+        ("names", names),
+        ("names-forgotten", written(&Record::NamesForgotten { topic: TopicId(3), before: Sequence(42) })),
         ("relocated", written(&relocated)),
         ("completed", completed),
         ("attempt-failed", written(&failed)),

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use escapement_engine::record::{HEADER_SIZE_BYTES, Record, RecordWriter, records};
 use escapement_wal::Directory;
 use escapement_wal::memory::MemDisk;
 
@@ -62,6 +63,10 @@ pub enum Bug {
     FilesLetGo,
     /// Questions about counts go to the shard after the one that they name.
     QuestionsAstray,
+    /// Recovery leaves out the names of events that were stated again when their blocks were freed.
+    NamesForgotten,
+    /// Recovery takes events in without the names that they were published under.
+    NamesNotRead,
 }
 
 impl Bug {
@@ -94,12 +99,42 @@ impl Bug {
         Bug::PolicyAltered,
         Bug::FilesLetGo,
         Bug::QuestionsAstray,
+        Bug::NamesForgotten,
+        Bug::NamesNotRead,
     ];
 
     /// The one with this name, as it is written here.
     #[must_use]
     pub fn named(name: &str) -> Option<Bug> {
         Bug::ALL.iter().copied().find(|bug| format!("{bug:?}") == name)
+    }
+}
+
+impl Bug {
+    /// What recovery makes of a block's records under this bug.
+    pub(super) fn altered(self, block: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut rest = block;
+        while let Some(header) = rest.first_chunk::<HEADER_SIZE_BYTES>() {
+            let body_len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+            let Some((record, after)) = rest.split_at_checked(HEADER_SIZE_BYTES + body_len) else { break };
+            rest = after;
+            match (self, records(record).next()) {
+                (Bug::NamesForgotten, Some(Ok(Record::Names { .. }))) => {}
+                (
+                    Bug::NamesNotRead,
+                    Some(Ok(Record::Published { topic, first_sequence, count, accepted, events, .. })),
+                ) => RecordWriter::new(&mut out, &mut 0).published(
+                    topic,
+                    first_sequence,
+                    count,
+                    accepted,
+                    events,
+                ),
+                _ => out.extend_from_slice(record),
+            }
+        }
+        out
     }
 }
 

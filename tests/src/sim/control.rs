@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use escapement_protocol::frame::{
-    AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelVerdict, Frame, FrameError, Hello, Items,
-    PushItem, QueryAnswer, SnapshotInfo,
+    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelVerdict, Frame, FrameError,
+    Hello, Items, PushItem, QueryAnswer, SnapshotInfo,
 };
 use escapement_protocol::settings::TopicSettings;
 use escapement_protocol::{EventId, FrameDecoder, FrameWriter, Misfire, PROTOCOL_VERSION, TopicId};
@@ -17,7 +17,7 @@ use super::world::{Who, World};
 /// A frame of the node's, kept.
 #[derive(Clone, Debug)]
 pub(super) enum Received {
-    Ack { through_item: u64, runs: Vec<AckRun>, exceptions: Vec<AckException> },
+    Ack { through_item: u64, runs: Vec<AckRun>, exceptions: Vec<AckException>, duplicates: Vec<AckDuplicate> },
     Subscribed { epoch: u32 },
     Pushes { epoch: u32, items: Vec<(PushItem, Vec<u8>)> },
     Detached,
@@ -42,6 +42,7 @@ pub(super) fn received(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<Vec<R
                 through_item: ack.through_item,
                 runs: ack.runs.iter().collect(),
                 exceptions: ack.exceptions.iter().collect(),
+                duplicates: ack.duplicates.iter().collect(),
             },
             Frame::Subscribed(subscribed) => Received::Subscribed { epoch: subscribed.epoch.0 },
             Frame::PushBatch(batch) => Received::Pushes {
@@ -104,7 +105,11 @@ struct Wanted {
 impl Admin {
     pub(super) fn new(plan: &Plan) -> Admin {
         let topics = (0..plan.topics).map(|index| {
-            let settings = TopicSettings { name: format!("topic-{index}"), ..TopicSettings::default() };
+            let settings = TopicSettings {
+                name: format!("topic-{index}"),
+                dedup_window_ms: plan.dedup_windows_ms[index],
+                ..TopicSettings::default()
+            };
             (AdminRequest::CreateTopic(settings), None, false)
         });
         let subscriptions = plan.subscriptions.iter().enumerate().map(|(index, plan)| {

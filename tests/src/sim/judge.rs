@@ -5,6 +5,7 @@
 //! when each push left it is judged here. All of it errs towards the node: what may have been so is not held against it.
 
 mod attempts;
+mod names;
 mod reading;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use escapement_protocol::frame::{Accepted, CancelVerdict, PushItem};
 use escapement_protocol::{EventId, EventView, Misfire, Outcome, Sequence, ShardId, WallMs};
 
 use super::plan::Plan;
+use super::publisher::Sending;
 use attempts::{Attempts, Ended};
 
 /// Shorter than any attempt's deadline.
@@ -230,20 +232,29 @@ impl Judge {
     }
 
     /// A receipt has arrived. `wall_ms` is the node's clock, where it is the same start of the node.
-    pub(super) fn acknowledged(&mut self, n: u64, receipt: Accepted, incarnation: u32, wall_ms: Option<u64>) {
+    pub(super) fn acknowledged(
+        &mut self,
+        sending: Sending,
+        receipt: Accepted,
+        incarnation: u32,
+        wall_ms: Option<u64>,
+    ) {
+        let Sending { n, again } = sending;
         let key = (receipt.shard, receipt.sequence);
         let published = self.events.get_mut(&n).expect("it was published");
-        assert!(!published.answered, "a publisher forgets what is answered");
+        assert!(published.answered == again, "a publisher forgets what is answered");
         published.answered = true;
         let topic = published.topic;
-        for index in self.of_topic(topic) {
+        for index in self.of_topic(topic).filter(|_| !again) {
             let place = LoadPlace { shard: key.0, sequence: key.1 };
             self.auditors[index].acknowledged(n, wall_ms.unwrap_or(u64::MAX), place);
         }
+        self.judge_receipt(key, n, receipt);
         if let Some(place) = self.place(key, n) {
-            place.acked = Some((incarnation, wall_ms.unwrap_or(u64::MAX)));
+            place.acked.get_or_insert((incarnation, wall_ms.unwrap_or(u64::MAX)));
             place.accepted_ms = receipt.accepted.0;
         }
+        self.judge_names(n);
         self.newest_accepted_ms = self.newest_accepted_ms.max(receipt.accepted.0);
     }
 
@@ -303,6 +314,8 @@ impl Judge {
             return self.breach(format!("event {n} at {key:?} was pushed after it was cancelled"));
         }
         place.pushed_by = Some(incarnation);
+        self.judge_names(n);
+        let Some(place) = self.places.get_mut(&key) else { return };
         let task = &mut place.tasks[index];
         let fence = (epoch, item.attempt);
         let first = task.fences.is_empty();

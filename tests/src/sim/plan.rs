@@ -10,6 +10,9 @@ use escapement_wal::memory::Rng;
 /// When the first incarnation starts, in ms since the Unix epoch.
 pub(super) const START_WALL_MS: u64 = 1_795_000_000_000;
 
+/// A window that no run is longer than.
+pub(super) const DAY_MS: u64 = 86_400_000;
+
 /// One in so many seeds runs over QUIC: a handshake costs as much as some hundred turns.
 const QUIC_ONE_IN: u64 = 8;
 
@@ -78,6 +81,8 @@ pub(super) struct Plan {
     pub(super) run_size_bytes: usize,
     /// Whether snapshots are taken.
     pub(super) snapshots: bool,
+    /// `dedup_window` of each topic, in ms.
+    pub(super) dedup_windows_ms: Vec<u64>,
     /// Whether clients speak QUIC, over datagrams, or below it, over streams.
     pub(super) quic: bool,
     /// Whether some events have a ttl.
@@ -109,6 +114,12 @@ impl Plan {
         let shards = pick(rng, &[1, 1, 2, 3, 4]);
         let cores = (1 + rng.below(3) as u16).min(shards);
         let topics = pick(rng, &[1, 1, 2]);
+        // Of its own numbers: seeds without names stay as they were.
+        let mut own_names = Rng::new(seed ^ 0x6e61_6d65_7320_6f66);
+        let has_names = seed % 3 == 1;
+        // So much in one log that its oldest blocks are freed, and the names in them stated again.
+        let is_crowded = has_names && own_names.one_in(2);
+        let (shards, cores) = if is_crowded { (1, 1) } else { (shards, cores) };
         let config = WorkloadConfig {
             seed,
             rate_per_s: 0,
@@ -123,7 +134,11 @@ impl Plan {
                     DelayLaw::Exponential(400),
                 ],
             ),
-            payload_size_bytes: pick(rng, &[0, 13, 128, 128, 700, 2_000]),
+            payload_size_bytes: pick(rng, &[0, 13, 128, 128, 700, 2_000]).max(if is_crowded {
+                2_000
+            } else {
+                0
+            }),
             keys: pick(rng, &[0, 0, topics as u32, 3, 8]),
             topics: topics as u32,
             fail_permille: pick(rng, &[0, 0, 50, 300]),
@@ -173,7 +188,7 @@ impl Plan {
                 });
             }
         }
-        let small = rng.one_in(2);
+        let small = rng.one_in(2) || is_crowded;
         let tiny = WalConfig::tiny();
         let segment_size_bytes = if small { 32 * 1024 } else { tiny.segment_size_bytes };
         let wal = WalConfig {
@@ -188,6 +203,8 @@ impl Plan {
         let has_runs = matches!(seed % 5, 0 | 4);
         let horizon_ms =
             if has_runs { pick(&mut own, &[15 * 60_000, 1_000, 200, 30]) } else { u64::MAX >> 16 };
+        let window_ms = |_| if has_names { pick(&mut own_names, &[DAY_MS, DAY_MS, 2_000, 0]) } else { 0 };
+        let dedup_windows_ms = (0..topics).map(window_ms).collect();
         Plan {
             shards,
             cores,
@@ -196,7 +213,7 @@ impl Plan {
             subscriptions,
             subscribers,
             publishers: 1 + rng.below(3) as usize,
-            events: pick(rng, &[5, 20, 40, 80, 150]),
+            events: pick(rng, &[5, 20, 40, 80, 150]).max(if is_crowded { 150 } else { 0 }),
             batch_max: pick(rng, &[1, 3, 12]),
             crashes: 3 + rng.below(8) as u32,
             wal,
@@ -212,7 +229,7 @@ impl Plan {
             disk_stall_one_in: pick(rng, &[u64::MAX, 200, 20]),
             net_us: pick(rng, &[50, 500, 5_000]),
             mesh_us: pick(rng, &[5, 100, 1_000]),
-            fuse_max: pick(rng, &[8, 60, 300, 1_000]),
+            fuse_max: pick(rng, &[8, 60, 300, 1_000]).max(if is_crowded { 300 } else { 0 }),
             cancels: rng.one_in(2),
             // Of the seed alone, so that what others draw stays as it was.
             reads: seed % 3 == 2,
@@ -222,6 +239,7 @@ impl Plan {
             has_ttls: matches!(seed % 7, 2 | 5),
             has_standstills,
             snapshots: seed % SNAPSHOTS_ONE_IN == SNAPSHOTS_ONE_IN - 1,
+            dedup_windows_ms,
             quic: seed % QUIC_ONE_IN == QUIC_ONE_IN - 1,
         }
     }

@@ -9,6 +9,7 @@ use escapement_protocol::{ErrorCode, EventSpec, EventView, WallMs};
 
 use super::control::{Received, hello};
 use super::net::connection_of;
+use super::plan::DAY_MS;
 use super::world::{Who, World};
 
 /// Most events without an answer.
@@ -17,12 +18,20 @@ const UNANSWERED_MAX: usize = 40;
 /// Stream of a connection that batches go out on.
 const STREAM: u64 = 1;
 
+/// An event on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sending {
+    pub(super) n: u64,
+    /// It was acknowledged before, and is published again all the same.
+    pub(super) again: bool,
+}
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Publisher {
     connection: Option<u64>,
     /// Events without an answer, oldest first: on this connection's stream, items `first_item` and on.
-    unanswered: VecDeque<u64>,
+    unanswered: VecDeque<Sending>,
     first_item: u64,
     /// Of these, how many were sent on this connection.
     sent: usize,
@@ -50,9 +59,13 @@ fn with_ttl(event: &[u8], ttl_ms: u64, out: &mut Vec<u8>) {
 impl World {
     pub(super) fn publisher_wakes(&mut self, index: usize) {
         let after_ms = self.rng.below(12);
-        if self.handed_out == self.plan.events && self.publishers[index].unanswered.is_empty() {
+        let is_done = self.handed_out == self.plan.events && self.publishers[index].unanswered.is_empty();
+        let has_names = self.plan.dedup_windows_ms.iter().any(|window_ms| *window_ms > 0);
+        if is_done && (self.is_calm() || !has_names) {
             return;
         }
+        // What is left to do then is to publish again what the node should know.
+        let after_ms = if is_done { 10 * after_ms } else { after_ms };
         self.wake(Who::Publisher(index), after_ms);
         if !self.admin.is_ready() {
             return;
@@ -63,12 +76,13 @@ impl World {
             publisher.connection = Some(connection);
             publisher.first_item = 0;
             publisher.sent = 0;
-            for n in &publisher.unanswered {
-                self.judge.resent(*n);
+            for sending in &publisher.unanswered {
+                self.judge.resent(sending.n);
             }
             self.send(connection, 0, &hello(), Vec::new());
         }
         self.take_events(index);
+        self.take_again(index);
         self.send_batches(index);
     }
 
@@ -84,8 +98,20 @@ impl World {
             self.handed_out += 1;
             let due_ms = self.true_wall_ms() + self.plan.workload.delay_ms(n);
             self.judge.published(n, due_ms, self.plan.workload.topic(n) as usize);
-            self.publishers[index].unanswered.push_back(n);
+            self.publishers[index].unanswered.push_back(Sending { n, again: false });
         }
+    }
+
+    /// Now and then something that was acknowledged, where its topic knows what it has.
+    fn take_again(&mut self, index: usize) {
+        let known = self.judge.named_events();
+        let room = self.publishers[index].unanswered.len() < UNANSWERED_MAX;
+        if !room || known.is_empty() || self.is_calm() || !self.again_rng.one_in(3) {
+            return;
+        }
+        let n = known[self.again_rng.below(known.len() as u64) as usize];
+        self.judge.resent(n);
+        self.publishers[index].unanswered.push_back(Sending { n, again: true });
     }
 
     /// Sends what was not sent on this connection, in batches of one topic each.
@@ -94,15 +120,19 @@ impl World {
         loop {
             let publisher = &self.publishers[index];
             let Some(connection) = publisher.connection else { return };
-            let rest: Vec<u64> = publisher.unanswered.iter().skip(publisher.sent).copied().collect();
-            let Some(&first) = rest.first() else { return };
-            let topic = self.plan.workload.topic(first);
+            let rest: Vec<Sending> = publisher.unanswered.iter().skip(publisher.sent).copied().collect();
+            let Some(first) = rest.first() else { return };
+            let topic = self.plan.workload.topic(first.n);
             let most = self.plan.batch_max as usize;
-            let batch: Vec<u64> =
-                rest.into_iter().take_while(|n| self.plan.workload.topic(*n) == topic).take(most).collect();
+            let of_topic =
+                rest.into_iter().take_while(|sending| self.plan.workload.topic(sending.n) == topic);
+            let batch: Vec<Sending> = of_topic.take(most).collect();
             let mut events = Vec::new();
-            for n in &batch {
-                let event = template.event(*n, WallMs(self.judge.due_ms(*n)));
+            for Sending { n, again } in &batch {
+                // For another time, where it must not be stored.
+                let is_other = *again && self.plan.dedup_windows_ms[topic as usize] == DAY_MS;
+                let due_ms = self.judge.due_ms(*n) + if is_other { 777 } else { 0 };
+                let event = template.event(*n, WallMs(due_ms));
                 match self.plan.ttl_ms(*n) {
                     0 => events.extend_from_slice(event),
                     ttl_ms => with_ttl(event, ttl_ms, &mut events),
@@ -123,13 +153,14 @@ impl World {
         if self.publishers[index].connection != Some(connection_of(stream)) {
             return;
         }
-        let Received::Ack { through_item, runs, exceptions } = frame else { return };
+        let Received::Ack { through_item, runs, exceptions, duplicates } = frame else { return };
         let ack = PublishAck {
             through_item,
             durability: Durability::LOCAL_DISK,
             runs: Items::from(runs.as_slice()),
             exceptions: Items::from(exceptions.as_slice()),
             exhausted: "",
+            duplicates: Items::from(duplicates.as_slice()),
         };
         let publisher = &mut self.publishers[index];
         let waiting = publisher.first_item..publisher.first_item + publisher.sent as u64;
@@ -140,13 +171,14 @@ impl World {
         let wall_ms = self.node_wall_ms(incarnation);
         for answer in answers {
             let publisher = &mut self.publishers[index];
-            let n = publisher.unanswered.pop_front().expect("the answer is to something sent");
+            let sending = publisher.unanswered.pop_front().expect("the answer is to something sent");
+            let Sending { n, again } = sending;
             publisher.first_item += 1;
             publisher.sent -= 1;
             match answer.answer {
                 Ok(accepted) => {
                     self.trace.line(self.now_ns, format_args!("event {n} is acknowledged: {accepted:?}"));
-                    self.judge.acknowledged(n, accepted, incarnation, wall_ms);
+                    self.judge.acknowledged(sending, accepted, incarnation, wall_ms);
                 }
                 Err(exception) => {
                     let expected = [ErrorCode::ResourceExhausted as u16, ErrorCode::Unavailable as u16];
@@ -156,7 +188,9 @@ impl World {
                         let code = ErrorCode::from_number(exception.code);
                         self.judge.breach(format!("event {n} was refused with {code:?}"));
                     }
-                    self.judge.refused(n);
+                    if !again {
+                        self.judge.refused(n);
+                    }
                 }
             }
         }

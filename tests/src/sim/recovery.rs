@@ -260,6 +260,9 @@ impl World {
                         apply(seq, &records);
                     }
                 }
+                Some(bug @ (Bug::NamesForgotten | Bug::NamesNotRead)) => {
+                    apply(block.seq.0, &bug.altered(block.records));
+                }
                 _ => apply(block.seq.0, block.records),
             }
         };

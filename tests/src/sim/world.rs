@@ -106,6 +106,8 @@ pub(super) struct World {
     pub(super) options: Options,
     pub(super) plan: Plan,
     pub(super) rng: Rng,
+    /// Of what is published again, so that who publishes nothing twice runs as without it.
+    pub(super) again_rng: Rng,
     pub(super) now_ns: u64,
     pub(super) queue: Queue,
     pub(super) trace: Trace,
@@ -154,6 +156,7 @@ impl World {
             crashes_left: plan.crashes,
             plan,
             rng,
+            again_rng: Rng::new(seed ^ 0x6167_6169_6e20_6f66),
             now_ns: NS_PER_MS,
             queue: Queue::default(),
             trace: Trace::new(options.trace),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use escapement_protocol::frame::{AckException, Durability, Items};
+use escapement_protocol::frame::{AckDuplicate, AckException, Durability, Items};
 use escapement_protocol::{EventView, Sequence, ShardId, WallMs};
 
 use super::*;
@@ -51,6 +51,19 @@ impl Bench {
 
     /// Answers everything before `through`: these runs of (first sequence, count), these items refused.
     fn answer(&mut self, through: u64, runs: &[(u64, u32)], refused: &[u64]) -> Result<(), FrameError> {
+        self.answer_with(through, runs, refused, &[])
+    }
+
+    /// The same, where these items are duplicates of something scheduled for 99.
+    fn answer_with(
+        &mut self,
+        through: u64,
+        runs: &[(u64, u32)],
+        refused: &[u64],
+        duplicates: &[u64],
+    ) -> Result<(), FrameError> {
+        let duplicates: Vec<AckDuplicate> =
+            duplicates.iter().map(|&item| AckDuplicate { item, schedule_time: WallMs(99) }).collect();
         let runs: Vec<AckRun> = runs
             .iter()
             .map(|&(first, count)| AckRun {
@@ -68,6 +81,7 @@ impl Bench {
             runs: Items::from(&runs[..]),
             exceptions: Items::from(&exceptions[..]),
             exhausted: "",
+            duplicates: Items::from(&duplicates[..]),
         })
     }
 
@@ -101,6 +115,31 @@ async fn one_acknowledgement_answers_many_batches_and_many_answer_one() {
     assert_eq!(bench.receipt(), Some((2, vec![(0, 1, 20)], vec![])));
     assert!(bench.state.is_idle());
     assert_eq!(bench.state.stats().acknowledged + bench.state.stats().refused, 6);
+}
+
+#[tokio::test]
+async fn a_duplicate_is_answered_with_the_id_of_the_first_and_says_so() {
+    let mut bench = Bench::new(PublisherOptions::default());
+    bench.batch(0, 2);
+    bench.batch(1, 3);
+    bench.take(Instant::now());
+    // The last of the first batch and the first two of the second.
+    bench.answer_with(5, &[(10, 1), (3, 2), (7, 1), (11, 1)], &[], &[1, 2, 3]).expect("well-formed");
+    for (token, places, first_sequence) in [(0, vec![1], 3), (1, vec![0, 1], 4)] {
+        let (of, receipt) = bench.receipts.try_recv().expect("a receipt");
+        let receipt = receipt.expect("answered");
+        assert_eq!(of, token);
+        let duplicates: Vec<u32> = receipt.duplicates.iter().map(|duplicate| duplicate.index).collect();
+        assert_eq!(duplicates, places);
+        let first = receipt.answer(places[0], Due::At(WallMs(5))).expect("an answer").expect("accepted");
+        assert!(first.duplicate);
+        assert_eq!((first.event_id.sequence.0, first.event_id.schedule_time_ms), (first_sequence, 99));
+        // The others are not.
+        let other =
+            receipt.answer(2 * token as u32, Due::At(WallMs(5))).expect("an answer").expect("accepted");
+        assert_eq!((other.duplicate, other.event_id.schedule_time_ms), (false, 5));
+    }
+    assert_eq!((bench.state.stats().acknowledged, bench.state.stats().duplicates), (5, 3));
 }
 
 #[tokio::test]
