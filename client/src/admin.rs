@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, CancelVerdict, Page, ShardMapInfo, SnapshotInfo, SubscriptionInfo, TopicInfo,
+    AdminAnswer, AdminRequest, CancelVerdict, EventName, Page, ShardMapInfo, SnapshotInfo, SubscriptionInfo,
+    TopicInfo,
 };
-use escapement_protocol::{EventId, SubscriptionSettings, TopicSettings};
+use escapement_protocol::{EventId, SubscriptionSettings, TopicId, TopicSettings};
 
 use crate::link::unexpected;
 use crate::{Client, ClientError};
+
+/// Names in one cancel frame: a node takes no more.
+const CANCEL_NAME_COUNT_MAX: usize = 1_024;
 
 /// Events in one cancel frame: a node takes no more.
 const CANCEL_COUNT_MAX: usize = 4_096;
@@ -134,6 +138,24 @@ impl Client {
         let mut verdicts = Vec::with_capacity(events.len());
         for part in events.chunks(CANCEL_COUNT_MAX) {
             verdicts.extend(self.home().await?.cancel(part).await?);
+        }
+        Ok(verdicts)
+    }
+
+    /// Asks to cancel events of a topic with a `dedup_window` by the names that their publisher gave them; the verdicts
+    /// are in the order of `names`. A name is known for the window from its event's acceptance on.
+    ///
+    /// # Errors
+    /// The topic has no window, or there is no such topic. A lost connection: some of the events may be cancelled, and
+    /// asking again tells which.
+    pub async fn cancel_by_name(
+        &self,
+        topic: TopicId,
+        names: &[EventName<'_>],
+    ) -> Result<Vec<CancelVerdict>, ClientError> {
+        let mut verdicts = Vec::with_capacity(names.len());
+        for part in names.chunks(CANCEL_NAME_COUNT_MAX) {
+            verdicts.extend(self.home().await?.cancel_by_name(topic, part).await?);
         }
         Ok(verdicts)
     }

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, Cancel, CancelVerdict, Hello, Items, Query, QueryAnswer, ShardCore, Welcome,
+    AdminAnswer, AdminRequest, Cancel, CancelByName, CancelVerdict, EventName, Hello, Items, Query,
+    QueryAnswer, ShardCore, Welcome,
 };
 use escapement_protocol::{
-    Epoch, EventId, Frame, FrameDecoder, FrameError, FrameWriter, PROTOCOL_VERSION, WallMs,
+    Epoch, EventId, Frame, FrameDecoder, FrameError, FrameWriter, PROTOCOL_VERSION, TopicId, WallMs,
 };
 use hashbrown::HashMap;
 use quinn::{RecvStream, SendStream};
@@ -159,6 +160,19 @@ impl Link {
         let cancel = |request| encoded(&Frame::Cancel(Cancel { request, events: Items::from(events) }));
         match self.request(cancel).await? {
             Answer::Cancel(verdicts) if verdicts.len() == events.len() => Ok(verdicts),
+            _ => Err(unexpected()),
+        }
+    }
+
+    pub(crate) async fn cancel_by_name(
+        &self,
+        topic: TopicId,
+        names: &[EventName<'_>],
+    ) -> Result<Vec<CancelVerdict>, ClientError> {
+        let cancel =
+            |request| encoded(&Frame::CancelByName(CancelByName { request, topic, names: names.to_vec() }));
+        match self.request(cancel).await? {
+            Answer::Cancel(verdicts) if verdicts.len() == names.len() => Ok(verdicts),
             _ => Err(unexpected()),
         }
     }

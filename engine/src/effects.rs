@@ -8,6 +8,7 @@ use escapement_protocol::{
 use escapement_router::{Credit, Detach, HostKey, SessionId, TaskRef};
 
 use crate::far::{RunOp, RunTicket};
+use crate::names::NameHash;
 use crate::record::RecordWriter;
 
 /// Where an answer goes: a door's ticket on one core. Opaque to the shard.
@@ -46,6 +47,15 @@ pub enum Input<'a> {
         ticket: Ticket,
         /// What is asked.
         query: Query,
+    },
+    /// Cancel the event of a name.
+    CancelByName {
+        /// Who waits.
+        ticket: Ticket,
+        /// Its topic.
+        topic: TopicId,
+        /// The name.
+        name: NameHash,
     },
     /// Create or read a control object. Only shard 0 answers.
     Admin {

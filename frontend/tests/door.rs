@@ -9,9 +9,10 @@ use escapement_frontend::door::{
 };
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
-    Accepted, AckException, AckItem, AdminAnswer, AdminRequest, Cancel, CancelReply, CancelVerdict, Credit,
-    Events, Frame, FrameDecoder, FrameWriter, GoAway, Hello, Items, Page, PublishBatch, Query, QueryAnswer,
-    ResultBatch, ResultItem, ShardCore, ShardMapInfo, Subscribe, Subscribed, TaskState, TopicInfo, TopicList,
+    Accepted, AckException, AckItem, AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply,
+    CancelVerdict, Credit, EventName, Events, Frame, FrameDecoder, FrameWriter, GoAway, Hello, Items, Page,
+    PublishBatch, Query, QueryAnswer, ResultBatch, ResultItem, ShardCore, ShardMapInfo, Subscribe,
+    Subscribed, TaskState, TopicInfo, TopicList,
 };
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::settings::TopicSettings;
@@ -29,6 +30,7 @@ enum Asked {
     Publish { ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: Vec<u8> },
     Cancel { ticket: u64, event: EventId },
     Query { ticket: u64, query: Query },
+    CancelByName { ticket: u64, shard: ShardId, source: String, id: String },
     Create { ticket: u64, request: AdminRequest },
     Snapshot { ticket: u64, stream: u32, hold_ms: u64 },
     EndSnapshot { ticket: u64, stream: u32, snapshot: u64 },
@@ -59,6 +61,12 @@ impl Backend<u32> for Asking {
 
     fn cancel(&mut self, ticket: u64, event: EventId) {
         self.asked.push_back(Asked::Cancel { ticket, event });
+    }
+
+    fn cancel_by_name(&mut self, ticket: u64, shard: ShardId, topic: TopicId, name: &EventName<'_>) {
+        assert_eq!((topic, name.ordering_key), (TOPIC, &b""[..]));
+        let (source, id) = (name.source.to_owned(), name.id.to_owned());
+        self.asked.push_back(Asked::CancelByName { ticket, shard, source, id });
     }
 
     fn create(&mut self, ticket: u64, request: AdminRequest) {
@@ -559,6 +567,36 @@ fn an_event_that_states_its_topics_source_goes_where_one_without_goes() {
         assert_eq!(shards[0], shards[1]);
         assert_eq!(shards[2], shard_of(TOPIC, b"", b"/other", id.as_bytes(), SHARDS));
     }
+}
+
+#[test]
+fn cancellations_by_name_go_where_the_events_went_and_are_answered_in_order() {
+    let mut peer = Peer::new(SHARDS);
+    let names: Vec<_> =
+        ["", "/default", "/other"].map(|source| EventName { source, id: "a", ..EventName::default() }).into();
+    let cancel = |request, names| Frame::CancelByName(CancelByName { request, topic: TOPIC, names });
+    peer.send(0, &cancel(9, names)).expect("a sound request");
+    let mut tickets = Vec::new();
+    for source in ["/default", "/default", "/other"] {
+        let routed = if source == "/default" { "" } else { source };
+        let Asked::CancelByName { ticket, shard, source: asked, id } = peer.asked() else { panic!() };
+        assert_eq!((asked.as_str(), id.as_str()), (source, "a"));
+        assert_eq!(shard, shard_of(TOPIC, b"", routed.as_bytes(), b"a", SHARDS));
+        tickets.push(ticket);
+    }
+    for (ticket, verdict) in tickets.into_iter().zip([CancelVerdict::Cancelled, CancelVerdict::NotFound]) {
+        peer.door.cancelled(ticket, verdict);
+        assert_eq!(peer.written(), [], "one is missing");
+    }
+    let last = peer.door.waiting_count();
+    assert_eq!(last, 1);
+    peer.send(0, &cancel(8, Vec::new())).expect("a sound request");
+    assert_eq!(peer.frames().len(), 1, "nothing to wait for");
+    assert_eq!(peer.violates(&cancel(9, Vec::new())), ErrorCode::MalformedFrame, "sent again");
+    let mut peer = Peer::new(SHARDS);
+    let many = vec![EventName { id: "a", ..EventName::default() }; 1_025];
+    peer.send(0, &cancel(1, many)).expect("refused in a reply");
+    assert_eq!(peer.error(), (1, ErrorCode::TooManyRequests));
 }
 
 #[test]

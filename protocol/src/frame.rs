@@ -46,8 +46,9 @@ pub use query::{
     TaskInfo,
 };
 pub use views::{
-    Accepted, AckItem, AckItems, Cancel, CancelReply, Credit, Durability, ErrorFrame, Frame, GoAway, Hello,
-    PublishAck, PublishBatch, PushBatch, ResultBatch, Subscribe, Subscribed, Welcome,
+    Accepted, AckItem, AckItems, Cancel, CancelByName, CancelReply, Credit, Durability, ErrorFrame,
+    EventName, Frame, GoAway, Hello, PublishAck, PublishBatch, PushBatch, ResultBatch, Subscribe, Subscribed,
+    Welcome,
 };
 pub use writer::FrameWriter;
 
@@ -149,6 +150,8 @@ kinds! {
     CountEvents = 24, Client;
     /// Answers `CountEvents`.
     CountEventsReply = 25, Node;
+    /// Asks to cancel events by the names that their publisher gave them; answered by `CancelReply`.
+    CancelByName = 26, Client;
 }
 
 /// Why bytes are not a frame, or a frame was not taken. The stream cannot be read any further after one.

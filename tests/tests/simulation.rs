@@ -143,7 +143,7 @@ found! {
     a_write_that_is_called_done_after_it_failed_is_noticed: RetryAfterError within 60;
     a_completion_that_is_lost_is_noticed: LostCompletion within 5;
     mail_that_is_lost_is_noticed: LostMail within 20;
-    a_block_that_recovery_forgets_is_noticed: LastBlockForgotten within 5;
+    a_block_that_recovery_forgets_is_noticed: LastBlockForgotten within 15;
     sequences_that_are_given_out_again_are_noticed: SequencesAgain within 5;
     a_push_that_leaves_twice_is_noticed: PushTwice within 5;
     a_cut_that_passes_for_a_farewell_is_noticed: CutAsLeft within 40;

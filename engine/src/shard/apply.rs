@@ -122,6 +122,7 @@ impl Shard {
             Record::Published { topic, first_sequence, count, accepted, names, events } => {
                 self.apply_published(block, topic, first_sequence, count, accepted, events)?;
                 self.apply_names_published(block, topic, first_sequence, accepted, names, events);
+                self.cancel_named_waiting(out);
             }
             Record::Relocated { topic, sequence, due, progress, event } => {
                 self.apply_relocated(block, topic, sequence, due, progress, event);

@@ -324,6 +324,7 @@ impl Shard {
             }
             Input::Cancel { ticket, event } => self.cancel(ticket, event, out),
             Input::Query { ticket, query } => self.query(ticket, &query, out),
+            Input::CancelByName { ticket, topic, name } => self.cancel_by_name(ticket, topic, name, out),
             Input::Admin { ticket, request } => self.admin(ticket, request, out),
             Input::Results { session, results } => self.results(session, results),
             Input::Message(message) => self.message(message, out),

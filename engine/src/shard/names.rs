@@ -6,7 +6,8 @@
 use hashbrown::HashMap;
 
 use escapement_protocol::event::padded_len;
-use escapement_protocol::{ErrorCode, EventView, MonoNs, Sequence, TopicId, WallMs};
+use escapement_protocol::frame::CancelVerdict;
+use escapement_protocol::{ErrorCode, EventId, EventView, MonoNs, Sequence, TopicId, WallMs};
 
 use super::publish::{Offer, RUN_SIZE_BYTES_MAX, SPACE_RETRY_AFTER_MS, cut};
 use super::{Durable, Shard};
@@ -34,6 +35,8 @@ pub(super) struct Naming {
     /// By topic, which names are forgotten once what says so is durable.
     forgetting: HashMap<TopicId, Sequence>,
     forget_at: MonoNs,
+    /// Cancellations of events that are accepted and not applied yet.
+    waiting: Vec<(Ticket, TopicId, NameHash)>,
     // Scratch, kept for its memory.
     items: Vec<Item>,
     hashes: Vec<NameHash>,
@@ -45,6 +48,12 @@ impl Naming {
         self.in_flight.capacity() * size_of::<(NameHash, Name)>()
     }
 }
+
+/// Cancellations that wait for events to be durable at once.
+const WAITING_COUNT_MAX: usize = 1_024;
+
+/// How long a caller should wait where they are as many.
+const WAITING_RETRY_AFTER_MS: u32 = 100;
 
 /// One event of a run.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +141,58 @@ impl Shard {
             out.reply_on_commit(ticket, body);
         } else {
             out.reply(ticket, body);
+        }
+    }
+
+    /// Cancels the event that was accepted under a name within the window.
+    pub(super) fn cancel_by_name(
+        &mut self,
+        ticket: Ticket,
+        topic: TopicId,
+        hash: NameHash,
+        out: &mut Effects,
+    ) {
+        let now = self.volatile.now.wall;
+        let window_ms = self.durable.dedup_window_ms(topic);
+        if window_ms == 0 {
+            let (code, message) = match self.durable.registry.topic(topic) {
+                None => (ErrorCode::UnknownTopic, format!("no topic has number {}", topic.0)),
+                Some(held) => (
+                    ErrorCode::InvalidSettings,
+                    format!(
+                        "topic {:?} has no dedup_window, and keeps no names of events: cancel by event id",
+                        held.settings.name
+                    ),
+                ),
+            };
+            return out.refuse(ticket, code, 0, message);
+        }
+        let naming = &mut self.volatile.naming;
+        if naming.in_flight.get(&hash).is_some_and(|name| name.covers(now, window_ms)) {
+            // Decided once it is pending.
+            if naming.waiting.len() >= WAITING_COUNT_MAX {
+                let message = "too many cancellations wait for what was just published: try again";
+                return out.refuse(ticket, ErrorCode::ResourceExhausted, WAITING_RETRY_AFTER_MS, message);
+            }
+            return naming.waiting.push((ticket, topic, hash));
+        }
+        match self.durable.names.find(topic, hash, now, window_ms) {
+            None => out.reply(ticket, ReplyBody::Cancelled(CancelVerdict::NotFound)),
+            Some(&Name { sequence, schedule_time, .. }) => {
+                let shard = self.config.shard;
+                let event = EventId { shard, sequence, schedule_time_ms: schedule_time.0 };
+                self.cancel(ticket, event, out);
+            }
+        }
+    }
+
+    /// Cancellations that waited for events to be applied are decided now.
+    pub(super) fn cancel_named_waiting(&mut self, out: &mut Effects) {
+        if self.volatile.naming.waiting.is_empty() {
+            return;
+        }
+        for (ticket, topic, hash) in std::mem::take(&mut self.volatile.naming.waiting) {
+            self.cancel_by_name(ticket, topic, hash, out);
         }
     }
 

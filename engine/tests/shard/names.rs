@@ -1,7 +1,8 @@
 //! Topics with a `dedup_window`: what is published twice is one event.
 
+use escapement_engine::names::NameHash;
 use escapement_engine::record::{Record, records};
-use escapement_engine::{AdminRequest, Duplicate, ReplyBody, Ticket};
+use escapement_engine::{AdminRequest, Duplicate, Input, ReplyBody, Ticket};
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::CancelVerdict;
 use escapement_protocol::settings::TopicSettings;
@@ -283,4 +284,75 @@ fn large_batches_are_cut_into_records_that_fit_a_block() {
     rig.check_replay();
     rig.crash();
     assert_eq!(publish(&mut rig, topic, &events).2.len(), 1_000);
+}
+
+fn cancel(rig: &mut Rig, topic: TopicId, id: &str) -> Ticket {
+    let ticket = rig.ticket();
+    let name = NameHash::of(topic, b"", b"/default", id.as_bytes());
+    rig.step(0, Input::CancelByName { ticket, topic, name });
+    ticket
+}
+
+#[test]
+fn an_event_is_cancelled_by_its_name_once() {
+    let mut rig = Rig::new(config(1));
+    let topic = topic(&mut rig, WINDOW_MS);
+    publish(&mut rig, topic, &[later("a"), later("b")]);
+    let [first, again, unknown] = ["a", "a", "x"].map(|id| cancel(&mut rig, topic, id));
+    assert_eq!(rig.reply(first), None, "not before it is durable");
+    rig.sync();
+    let [cancelled, none] = [CancelVerdict::Cancelled, CancelVerdict::NotFound];
+    for (ticket, verdict) in [(first, cancelled), (again, cancelled), (unknown, none)] {
+        assert_eq!(rig.reply(ticket), Some(ReplyBody::Cancelled(verdict)));
+    }
+    assert_eq!(rig.shard(0).stats().pending, 1);
+    rig.check_replay();
+    let afterwards = cancel(&mut rig, topic, "a");
+    assert_eq!(rig.reply(afterwards), Some(ReplyBody::Cancelled(none)));
+}
+
+#[test]
+fn a_far_event_is_cancelled_by_its_name() {
+    let mut rig = Rig::new(config(1));
+    let topic = topic(&mut rig, 100 * WINDOW_MS);
+    publish(&mut rig, topic, &[event(Due::After(86_400_000), "a", b"far")]);
+    rig.advance_ms(20 * 60_000);
+    rig.settle();
+    assert_eq!(rig.shard(0).stats().far, 1);
+    let ticket = cancel(&mut rig, topic, "a");
+    rig.settle();
+    assert_eq!(rig.reply(ticket), Some(ReplyBody::Cancelled(CancelVerdict::Cancelled)));
+    assert_eq!(rig.shard(0).stats().pending, 0);
+}
+
+#[test]
+fn a_cancellation_by_name_waits_for_an_event_in_flight() {
+    let mut rig = Rig::new(config(1));
+    let topic = topic(&mut rig, WINDOW_MS);
+    rig.publish(0, topic, &[later("a")]);
+    rig.commit(0);
+    let ticket = cancel(&mut rig, topic, "a");
+    assert_eq!(rig.reply(ticket), None);
+    rig.sync();
+    assert_eq!(rig.reply(ticket), Some(ReplyBody::Cancelled(CancelVerdict::Cancelled)));
+    assert_eq!(rig.shard(0).stats().pending, 0);
+    rig.check_replay();
+}
+
+#[test]
+fn a_name_is_cancelled_within_its_window_only_and_in_topics_that_keep_names() {
+    let mut rig = Rig::new(config(1));
+    let (named, plain) = (topic(&mut rig, WINDOW_MS), topic(&mut rig, 0));
+    publish(&mut rig, named, &[event(Due::After(10 * WINDOW_MS), "a", b"")]);
+    rig.advance_ms(WINDOW_MS);
+    let ticket = cancel(&mut rig, named, "a");
+    rig.sync();
+    assert_eq!(rig.reply(ticket), Some(ReplyBody::Cancelled(CancelVerdict::NotFound)));
+    for (topic, code) in [(plain, ErrorCode::InvalidSettings), (TopicId(99), ErrorCode::UnknownTopic)] {
+        let ticket = cancel(&mut rig, topic, "a");
+        match rig.reply(ticket) {
+            Some(ReplyBody::Refused(refusal)) => assert_eq!(refusal.code, code),
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Cancelling: ask every shard that a request concerns, answer once all have.
 
-use escapement_protocol::frame::{CancelReply, CancelVerdict, Frame, Items};
+use escapement_protocol::frame::{CancelByName, CancelReply, CancelVerdict, EventName, Frame, Items};
+use escapement_protocol::ids::shard_of;
 use escapement_protocol::{ErrorCode, EventId};
 
 use super::stream::Cancelling;
@@ -10,6 +11,9 @@ use super::{
 
 /// Most events in one cancellation.
 const CANCEL_COUNT_MAX: usize = 4_096;
+
+/// Most events in one cancellation by name.
+const CANCEL_NAME_COUNT_MAX: usize = 1_024;
 
 /// Most events in all unanswered cancellations of one stream.
 const CANCEL_EVENTS_MAX: usize = 16 * CANCEL_COUNT_MAX;
@@ -23,26 +27,9 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         backend: &mut impl Backend<S>,
     ) -> Result<(), Violation> {
         let shard_count = self.config.shard_map.shard_count;
-        let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
-        if request == 0 {
-            return Err(malformed(REQUEST_ZERO));
-        }
-        if state.cancels.contains_key(&request) {
-            return Err(malformed(format!("cancellation {request} has no answer yet, and was sent again")));
-        }
-        let asked = events.len();
-        if asked > CANCEL_COUNT_MAX {
-            let message = format!("one request cancels at most {CANCEL_COUNT_MAX} events, not {asked}");
-            self.send_error(stream, request, &refusal(ErrorCode::TooManyRequests, message));
+        if !self.begin_cancel(stream, request, events.len(), CANCEL_COUNT_MAX)? {
             return Ok(());
         }
-        if state.cancels.len() >= REQUESTS_MAX || state.cancel_events + asked > CANCEL_EVENTS_MAX {
-            self.send_error(stream, request, &too_many());
-            return Ok(());
-        }
-        state.cancel_events += asked;
-        let verdicts = vec![CancelVerdict::NotFound; asked];
-        state.cancels.insert(request, Cancelling { verdicts, missing: asked, refusal: None });
         for (slot, event) in events.iter().enumerate() {
             let ticket = self.waiting.insert(Waiting::Cancel { stream, request, slot }) as u64;
             if event.shard.0 >= shard_count {
@@ -51,10 +38,67 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 backend.cancel(ticket, event);
             }
         }
-        if asked == 0 {
+        if events.is_empty() {
             self.finish_cancel(stream, request);
         }
         Ok(())
+    }
+
+    pub(super) fn cancel_by_name(
+        &mut self,
+        stream: S,
+        cancel: &CancelByName<'_>,
+        backend: &mut impl Backend<S>,
+    ) -> Result<(), Violation> {
+        let CancelByName { request, topic, ref names } = *cancel;
+        let shard_count = self.config.shard_map.shard_count;
+        if !self.begin_cancel(stream, request, names.len(), CANCEL_NAME_COUNT_MAX)? {
+            return Ok(());
+        }
+        let default_source = backend.default_source(topic).to_owned();
+        for (slot, name) in names.iter().enumerate() {
+            let ticket = self.waiting.insert(Waiting::Cancel { stream, request, slot }) as u64;
+            let states_default = name.source.is_empty() || name.source == default_source;
+            let routed = if states_default { "" } else { name.source };
+            let shard =
+                shard_of(topic, name.ordering_key, routed.as_bytes(), name.id.as_bytes(), shard_count);
+            let source = if states_default { &default_source } else { name.source };
+            backend.cancel_by_name(ticket, shard, topic, &EventName { source, ..*name });
+        }
+        if names.is_empty() {
+            self.finish_cancel(stream, request);
+        }
+        Ok(())
+    }
+
+    /// Notes a request to cancel so many events; false where it was refused.
+    fn begin_cancel(
+        &mut self,
+        stream: S,
+        request: u64,
+        asked: usize,
+        most: usize,
+    ) -> Result<bool, Violation> {
+        let Some(state) = self.streams.get_mut(&stream) else { return Ok(false) };
+        if request == 0 {
+            return Err(malformed(REQUEST_ZERO));
+        }
+        if state.cancels.contains_key(&request) {
+            return Err(malformed(format!("cancellation {request} has no answer yet, and was sent again")));
+        }
+        if asked > most {
+            let message = format!("one request cancels at most {most} events, not {asked}");
+            self.send_error(stream, request, &refusal(ErrorCode::TooManyRequests, message));
+            return Ok(false);
+        }
+        if state.cancels.len() >= REQUESTS_MAX || state.cancel_events + asked > CANCEL_EVENTS_MAX {
+            self.send_error(stream, request, &too_many());
+            return Ok(false);
+        }
+        state.cancel_events += asked;
+        let verdicts = vec![CancelVerdict::NotFound; asked];
+        state.cancels.insert(request, Cancelling { verdicts, missing: asked, refusal: None });
+        Ok(true)
     }
 
     /// A verdict for a ticket.

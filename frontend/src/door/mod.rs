@@ -16,8 +16,8 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, Credit, ErrorFrame, Frame, FrameWriter, GoAway, Hello, Items, Query,
-    ResultItem, ShardMapInfo, Subscribe, Subscribed, Welcome,
+    AdminAnswer, AdminRequest, Credit, ErrorFrame, EventName, Frame, FrameWriter, GoAway, Hello, Items,
+    Query, ResultItem, ShardMapInfo, Subscribe, Subscribed, Welcome,
 };
 use escapement_protocol::{
     EVENT_SIZE_BYTES_MAX, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Now, PROTOCOL_VERSION, ShardId, TopicId,
@@ -73,6 +73,8 @@ pub trait Backend<S> {
     fn cancel(&mut self, ticket: u64, event: EventId);
     /// Ask a shard what is pending. It is one that the node has.
     fn query(&mut self, ticket: u64, query: Query);
+    /// Cancel the event of a name, of which the source is filled in.
+    fn cancel_by_name(&mut self, ticket: u64, shard: ShardId, topic: TopicId, name: &EventName<'_>);
     /// Create a control object.
     fn create(&mut self, ticket: u64, request: AdminRequest);
     /// Keep every shard's files as they are, for as long as `hold_ms`, the stream and [`Backend::end_snapshot`] allow.
@@ -272,6 +274,7 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 Ok(())
             }
             Frame::Cancel(cancel) => self.cancel(stream, cancel.request, cancel.events, backend),
+            Frame::CancelByName(cancel) => self.cancel_by_name(stream, &cancel, backend),
             Frame::Admin { request: 0, .. } => Err(malformed(REQUEST_ZERO)),
             Frame::Admin { request, body } => {
                 self.admin(stream, request, body, backend);

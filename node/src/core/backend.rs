@@ -1,10 +1,11 @@
 //! What the door asks of its core.
 
+use escapement_engine::names::NameHash;
 use escapement_engine::{Duplicate, Input, Message, Refusal, Registry, Reply, ReplyBody, Ticket, owner_of};
 use escapement_frontend::door::{self, Backend, OpenSession};
 use escapement_protocol::frame::{
-    self, AdminAnswer, AdminRequest, Items, Query, ResultItem, Subscribe, Subscribed, SubscriptionInfo,
-    SubscriptionList, TopicInfo, TopicList,
+    self, AdminAnswer, AdminRequest, EventName, Items, Query, ResultItem, Subscribe, Subscribed,
+    SubscriptionInfo, SubscriptionList, TopicInfo, TopicList,
 };
 use escapement_protocol::{ErrorCode, EventId, ShardId, TopicId};
 use escapement_router::{Credit, Detach, HostKey, SessionId};
@@ -86,6 +87,18 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
             self.step(shard, Input::Query { ticket, query }, Some(ticket));
         } else {
             self.mail[usize::from(core)].push(Parcel::Query { ticket, query });
+        }
+    }
+
+    fn cancel_by_name(&mut self, ticket: u64, shard: ShardId, topic: TopicId, name: &EventName<'_>) {
+        let ticket = self.ticket(ticket);
+        let EventName { ordering_key, source, id } = *name;
+        let name = NameHash::of(topic, ordering_key, source.as_bytes(), id.as_bytes());
+        let core = core_of(shard, self.config.core_count);
+        if core == self.config.core {
+            self.step(shard, Input::CancelByName { ticket, topic, name }, Some(ticket));
+        } else {
+            self.mail[usize::from(core)].push(Parcel::CancelByName { shard, ticket, topic, name });
         }
     }
 

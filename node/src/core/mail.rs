@@ -1,5 +1,6 @@
 //! What cores send one another: bounded by the turn that collects it, handed over whole.
 
+use escapement_engine::names::NameHash;
 use escapement_engine::{AdminRequest, Message, Reply, ReplyBody, Ticket};
 use escapement_protocol::frame::{PushItem, Query};
 use escapement_protocol::{EventId, MonoNs, ShardId, TopicId};
@@ -39,6 +40,17 @@ pub enum Parcel {
         ticket: Ticket,
         /// What is asked, of the shard that it names.
         query: Query,
+    },
+    /// A cancellation by name that came in at the wrong core.
+    CancelByName {
+        /// The shard.
+        shard: ShardId,
+        /// Who waits.
+        ticket: Ticket,
+        /// The topic.
+        topic: TopicId,
+        /// The name.
+        name: NameHash,
     },
     /// A creation for shard 0.
     Admin {

@@ -242,6 +242,9 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 Parcel::Query { ticket, query } => {
                     self.inside.step(query.shard(), Input::Query { ticket, query }, Some(ticket));
                 }
+                Parcel::CancelByName { shard, ticket, topic, name } => {
+                    self.inside.step(shard, Input::CancelByName { ticket, topic, name }, Some(ticket));
+                }
                 Parcel::Admin { ticket, request } => {
                     self.inside.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
                 }

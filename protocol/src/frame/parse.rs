@@ -3,11 +3,11 @@
 use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 
 use super::{
-    AdminAnswer, AdminRequest, Cancel, CancelReply, Counts, Credit, Durability, ErrorFrame, EventDetail,
-    EventInfo, Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items, OutcomeCount, Page,
-    PublishAck, PublishBatch, PushBatch, Query, QueryAnswer, ResultBatch, ShardCore, ShardCut, ShardMapInfo,
-    SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList,
-    Welcome,
+    AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Counts, Credit, Durability, ErrorFrame,
+    EventDetail, EventInfo, EventName, Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items,
+    OutcomeCount, Page, PublishAck, PublishBatch, PushBatch, Query, QueryAnswer, ResultBatch, ShardCore,
+    ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList,
+    TaskInfo, TopicInfo, TopicList, Welcome,
 };
 use crate::generated::wire;
 use crate::settings::Misfire;
@@ -93,6 +93,15 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
             let table = root::<wire::CancelReply<'_>>(body)?;
             Frame::CancelReply(CancelReply { request: table.request(), verdicts: items(table.verdicts())? })
         }
+        FrameKind::CancelByName => {
+            let table = root::<wire::CancelByName<'_>>(body)?;
+            let names = table.names().map(|names| names.iter().map(event_name).collect());
+            Frame::CancelByName(CancelByName {
+                request: table.request(),
+                topic: TopicId(table.topic_id()),
+                names: names.unwrap_or_default(),
+            })
+        }
         FrameKind::Admin => {
             let table = root::<wire::Admin<'_>>(body)?;
             Frame::Admin { request: table.request(), body: admin_request(table)? }
@@ -148,6 +157,14 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
             Frame::QueryReply { request: table.request(), answer: QueryAnswer::Event(event_detail(table)?) }
         }
     })
+}
+
+fn event_name(table: wire::EventName<'_>) -> EventName<'_> {
+    EventName {
+        ordering_key: table.ordering_key().map_or(&[], |key| key.bytes()),
+        source: table.source().unwrap_or_default(),
+        id: table.id().unwrap_or_default(),
+    }
 }
 
 fn root<'a, T: Follow<'a> + Verifiable + 'a>(body: &'a [u8]) -> Parsed<T::Inner> {

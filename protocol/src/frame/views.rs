@@ -31,6 +31,7 @@ pub enum Frame<'a> {
     GoAway(GoAway<'a>),
     Query { request: u64, query: Query },
     QueryReply { request: u64, answer: QueryAnswer },
+    CancelByName(CancelByName<'a>),
 }
 
 impl Frame<'_> {
@@ -59,6 +60,7 @@ impl Frame<'_> {
             Self::QueryReply { answer: QueryAnswer::Event(_), .. } => FrameKind::GetEventReply,
             Self::Query { query: Query::Count { .. }, .. } => FrameKind::CountEvents,
             Self::QueryReply { answer: QueryAnswer::Count(_), .. } => FrameKind::CountEventsReply,
+            Self::CancelByName(_) => FrameKind::CancelByName,
         }
     }
 }
@@ -339,7 +341,29 @@ pub struct Cancel<'a> {
     pub events: Items<'a, EventId>,
 }
 
-/// Answers [`Cancel`].
+/// What an event's publisher calls it, within a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventName<'a> {
+    /// Its ordering key; empty where it has none.
+    pub ordering_key: &'a [u8],
+    /// Its CloudEvents `source`; empty for the topic's default.
+    pub source: &'a str,
+    /// Its CloudEvents `id`.
+    pub id: &'a str,
+}
+
+/// Asks to cancel events of a topic with a `dedup_window` by their names. Answered by [`CancelReply`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct CancelByName<'a> {
+    /// Chosen by the client, repeated in the reply.
+    pub request: u64,
+    /// The topic of all of them.
+    pub topic: TopicId,
+    /// The events.
+    pub names: Vec<EventName<'a>>,
+}
+
+/// Answers [`Cancel`] and [`CancelByName`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CancelReply<'a> {
     /// As in the request.

@@ -5,10 +5,10 @@ use std::fmt;
 use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Push, UnionWIPOffset, Vector, WIPOffset};
 
 use super::{
-    AdminAnswer, AdminRequest, Cancel, CancelReply, Credit, ErrorFrame, Fixed, Frame, FrameError, FrameKind,
-    Hello, Items, Page, Prefix, Query, QueryAnswer, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe,
-    Subscribed, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList, Welcome, encode_publish_ack,
-    encode_publish_batch, encode_push_batch, encode_results,
+    AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Credit, ErrorFrame, Fixed, Frame,
+    FrameError, FrameKind, Hello, Items, Page, Prefix, Query, QueryAnswer, ShardCut, ShardMapInfo,
+    SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList, Welcome,
+    encode_publish_ack, encode_publish_batch, encode_push_batch, encode_results,
 };
 use crate::generated::wire;
 use crate::{SubscriptionSettings, TopicSettings};
@@ -70,6 +70,7 @@ impl FrameWriter {
             }
             Frame::Cancel(cancel) => build_cancel(b, cancel),
             Frame::CancelReply(reply) => build_cancel_reply(b, reply),
+            Frame::CancelByName(cancel) => build_cancel_by_name(b, cancel),
             Frame::Admin { request, body } => build_admin(b, *request, body),
             Frame::AdminReply { request, body } => build_admin_reply(b, *request, body),
             Frame::Error(error) => build_error(b, error),
@@ -163,6 +164,20 @@ fn build_cancel(b: &mut Builder, cancel: &Cancel<'_>) {
 fn build_cancel_reply(b: &mut Builder, reply: &CancelReply<'_>) {
     let verdicts = structs(b, reply.verdicts, wire::CancelVerdict);
     let root = wire::CancelReply::create(b, &wire::CancelReplyArgs { request: reply.request, verdicts });
+    b.finish_minimal(root);
+}
+
+fn build_cancel_by_name(b: &mut Builder, cancel: &CancelByName<'_>) {
+    let names = tables(b, &cancel.names, |b, name| {
+        let args = wire::EventNameArgs {
+            ordering_key: Some(b.create_vector(name.ordering_key)),
+            source: Some(b.create_string(name.source)),
+            id: Some(b.create_string(name.id)),
+        };
+        wire::EventName::create(b, &args)
+    });
+    let args = wire::CancelByNameArgs { request: cancel.request, topic_id: cancel.topic.0, names };
+    let root = wire::CancelByName::create(b, &args);
     b.finish_minimal(root);
 }
 

@@ -4523,6 +4523,266 @@ impl ::core::fmt::Debug for CancelReply<'_> {
       ds.finish()
   }
 }
+pub enum EventNameOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct EventName<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for EventName<'a> {
+  type Inner = EventName<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> EventName<'a> {
+  pub const VT_ORDERING_KEY: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SOURCE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    EventName { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EventNameArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<EventName<'bldr>> {
+    let mut builder = EventNameBuilder::new(_fbb);
+    if let Some(x) = args.id { builder.add_id(x); }
+    if let Some(x) = args.source { builder.add_source(x); }
+    if let Some(x) = args.ordering_key { builder.add_ordering_key(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn ordering_key(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(EventName::VT_ORDERING_KEY, None)}
+  }
+  #[inline]
+  pub fn source(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(EventName::VT_SOURCE, None)}
+  }
+  #[inline]
+  pub fn id(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(EventName::VT_ID, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for EventName<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("ordering_key", Self::VT_ORDERING_KEY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("source", Self::VT_SOURCE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("id", Self::VT_ID, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EventNameArgs<'a> {
+    pub ordering_key: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub source: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub id: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for EventNameArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EventNameArgs {
+      ordering_key: None,
+      source: None,
+      id: None,
+    }
+  }
+}
+
+pub struct EventNameBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EventNameBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_ordering_key(&mut self, ordering_key: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(EventName::VT_ORDERING_KEY, ordering_key);
+  }
+  #[inline]
+  pub fn add_source(&mut self, source: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(EventName::VT_SOURCE, source);
+  }
+  #[inline]
+  pub fn add_id(&mut self, id: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(EventName::VT_ID, id);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EventNameBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EventNameBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<EventName<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for EventName<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("EventName");
+      ds.field("ordering_key", &self.ordering_key());
+      ds.field("source", &self.source());
+      ds.field("id", &self.id());
+      ds.finish()
+  }
+}
+pub enum CancelByNameOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct CancelByName<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for CancelByName<'a> {
+  type Inner = CancelByName<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> CancelByName<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TOPIC_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_NAMES: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    CancelByName { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args CancelByNameArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<CancelByName<'bldr>> {
+    let mut builder = CancelByNameBuilder::new(_fbb);
+    builder.add_request(args.request);
+    if let Some(x) = args.names { builder.add_names(x); }
+    builder.add_topic_id(args.topic_id);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CancelByName::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn topic_id(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(CancelByName::VT_TOPIC_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn names(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<EventName<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<EventName>>>>(CancelByName::VT_NAMES, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for CancelByName<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<u32>("topic_id", Self::VT_TOPIC_ID, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<EventName>>>>("names", Self::VT_NAMES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CancelByNameArgs<'a> {
+    pub request: u64,
+    pub topic_id: u32,
+    pub names: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<EventName<'a>>>>>,
+}
+impl<'a> Default for CancelByNameArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    CancelByNameArgs {
+      request: 0,
+      topic_id: 0,
+      names: None,
+    }
+  }
+}
+
+pub struct CancelByNameBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CancelByNameBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(CancelByName::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_topic_id(&mut self, topic_id: u32) {
+    self.fbb_.push_slot::<u32>(CancelByName::VT_TOPIC_ID, topic_id, 0);
+  }
+  #[inline]
+  pub fn add_names(&mut self, names: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<EventName<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CancelByName::VT_NAMES, names);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CancelByNameBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CancelByNameBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<CancelByName<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for CancelByName<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("CancelByName");
+      ds.field("request", &self.request());
+      ds.field("topic_id", &self.topic_id());
+      ds.field("names", &self.names());
+      ds.finish()
+  }
+}
 pub enum GetEventOffset {}
 #[derive(Copy, Clone, PartialEq)]
 

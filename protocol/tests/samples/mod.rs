@@ -276,6 +276,17 @@ pub(crate) fn frames() -> Vec<(&'static str, Frame<'static>)> {
         ("10-detach", Frame::Detach),
         ("11-detached", Frame::Detached),
         ("12-cancel", Frame::Cancel(Cancel { request: 6, events: IDS.into() })),
+        (
+            "26-cancel-by-name",
+            Frame::CancelByName(CancelByName {
+                request: 7,
+                topic: TopicId(3),
+                names: vec![
+                    EventName { ordering_key: b"order-7", source: "/orders", id: "a" },
+                    EventName { id: "b", ..EventName::default() },
+                ],
+            }),
+        ),
         ("13-cancel-reply", Frame::CancelReply(CancelReply { request: 6, verdicts: VERDICTS.into() })),
         (
             "16-error",

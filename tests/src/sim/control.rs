@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use escapement_loadgen::generator::EventTemplate;
 use escapement_protocol::frame::{
-    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelVerdict, Frame, FrameError,
-    Hello, Items, PushItem, QueryAnswer, SnapshotInfo,
+    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelByName, CancelVerdict,
+    EventName, Frame, FrameError, Hello, Items, PushItem, QueryAnswer, SnapshotInfo,
 };
 use escapement_protocol::settings::TopicSettings;
-use escapement_protocol::{EventId, FrameDecoder, FrameWriter, Misfire, PROTOCOL_VERSION, TopicId};
+use escapement_protocol::{
+    EventId, EventView, FrameDecoder, FrameWriter, Misfire, PROTOCOL_VERSION, TopicId, WallMs,
+};
 
 use super::bug::Bug;
 use super::net::{Mark, connection_of};
@@ -254,9 +257,28 @@ impl World {
             (0..count).map(|_| events[self.rng.below(events.len() as u64) as usize]).collect();
         self.canceller.requests += 1;
         let request = self.canceller.requests;
+        if let Some((chosen, bytes)) = self.cancellation_by_name(request) {
+            self.canceller.asked.insert(request, vec![chosen]);
+            return self.send(connection, 0, &bytes, vec![Mark::Cancel(vec![chosen])]);
+        }
         let bytes = written(&Frame::Cancel(Cancel { request, events: Items::from(chosen.as_slice()) }));
         self.canceller.asked.insert(request, chosen.clone());
         self.send(connection, 0, &bytes, vec![Mark::Cancel(chosen)]);
+    }
+
+    /// A request to cancel some event by its name, where that is certain to mean this one event.
+    fn cancellation_by_name(&mut self, request: u64) -> Option<(EventId, Vec<u8>)> {
+        let named = self.judge.named_for_a_day();
+        if named.is_empty() || self.again_rng.one_in(2) {
+            return None;
+        }
+        let (n, event) = named[self.again_rng.below(named.len() as u64) as usize];
+        let mut template = EventTemplate::new(self.plan.workload).expect("the plan's events are small");
+        let (view, _) = EventView::parse(template.event(n, WallMs(0))).expect("the plan's events are sound");
+        let id = std::str::from_utf8(view.id()).expect("ids are text");
+        let names = vec![EventName { ordering_key: view.ordering_key(), source: "", id }];
+        let topic = self.admin.topic_id(self.plan.workload.topic(n) as usize);
+        Some((event, written(&Frame::CancelByName(CancelByName { request, topic, names }))))
     }
 
     pub(super) fn canceller_frame(&mut self, stream: u64, incarnation: u32, frame: Received) {

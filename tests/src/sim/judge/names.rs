@@ -1,9 +1,10 @@
 //! Topics that know what they have: an event that is published again within the window is the same event.
 
+use escapement_protocol::EventId;
 use escapement_protocol::frame::Accepted;
 
 use super::super::plan::DAY_MS;
-use super::{Judge, Key};
+use super::{Judge, Key, Place};
 
 impl Judge {
     fn window_ms(&self, n: u64) -> u64 {
@@ -20,6 +21,17 @@ impl Judge {
         named.sort_unstable();
         named.dedup();
         named
+    }
+
+    /// Events that have a name for as long as the run lasts, with their ids.
+    pub(in crate::sim) fn named_for_a_day(&self) -> Vec<(u64, EventId)> {
+        let acked = self.places.iter().filter(|(_, place)| place.acked.is_some());
+        let named = acked.filter(|(_, place)| self.window_ms(place.n) == DAY_MS);
+        let id = |(key, place): (&Key, &Place)| {
+            let (shard, sequence) = *key;
+            (place.n, EventId { shard, sequence, schedule_time_ms: self.events[&place.n].due_ms })
+        };
+        named.map(id).collect()
     }
 
     /// A receipt is that of the event that it names.
