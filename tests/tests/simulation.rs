@@ -165,6 +165,6 @@ found! {
     a_policy_that_is_not_the_subscriptions_is_noticed: PolicyAltered within 30;
     files_that_are_let_go_while_they_are_copied_are_noticed: FilesLetGo within 200;
     counts_of_another_shard_are_noticed: QuestionsAstray within 30;
-    names_that_recovery_leaves_out_are_noticed: NamesForgotten within 40;
+    names_that_recovery_leaves_out_are_noticed: NamesForgotten within 180;
     names_that_recovery_does_not_read_are_noticed: NamesNotRead within 40;
 }

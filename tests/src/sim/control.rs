@@ -269,10 +269,10 @@ impl World {
     /// A request to cancel some event by its name, where that is certain to mean this one event.
     fn cancellation_by_name(&mut self, request: u64) -> Option<(EventId, Vec<u8>)> {
         let named = self.judge.named_for_a_day();
-        if named.is_empty() || self.again_rng.one_in(2) {
+        if named.is_empty() || self.by_name_rng.one_in(2) {
             return None;
         }
-        let (n, event) = named[self.again_rng.below(named.len() as u64) as usize];
+        let (n, event) = named[self.by_name_rng.below(named.len() as u64) as usize];
         let mut template = EventTemplate::new(self.plan.workload).expect("the plan's events are small");
         let (view, _) = EventView::parse(template.event(n, WallMs(0))).expect("the plan's events are sound");
         let id = std::str::from_utf8(view.id()).expect("ids are text");

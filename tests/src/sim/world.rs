@@ -108,6 +108,8 @@ pub(super) struct World {
     pub(super) rng: Rng,
     /// Of what is published again, so that who publishes nothing twice runs as without it.
     pub(super) again_rng: Rng,
+    /// Of what is cancelled by its name, likewise.
+    pub(super) by_name_rng: Rng,
     pub(super) now_ns: u64,
     pub(super) queue: Queue,
     pub(super) trace: Trace,
@@ -157,6 +159,7 @@ impl World {
             plan,
             rng,
             again_rng: Rng::new(seed ^ 0x6167_6169_6e20_6f66),
+            by_name_rng: Rng::new(seed ^ 0x6279_206e_616d_6520),
             now_ns: NS_PER_MS,
             queue: Queue::default(),
             trace: Trace::new(options.trace),
