@@ -28,6 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct NodeSpec {
     program: PathBuf,
     args: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl NodeSpec {
@@ -35,7 +36,8 @@ impl NodeSpec {
     /// `node_under_test`, which only a test knows.
     #[must_use]
     pub fn small(program: &str, data: &Path) -> Self {
-        let spec = NodeSpec { program: program.into(), args: vec!["serve".to_owned()] };
+        let spec =
+            NodeSpec { program: program.into(), args: vec!["serve".to_owned()], variables: Vec::new() };
         spec.flag("data", &data.display().to_string())
             .flag("listen", "127.0.0.1:0")
             .flag("shards", "2")
@@ -68,6 +70,13 @@ impl NodeSpec {
         self
     }
 
+    /// Sets a variable of the process's environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Gives the node a certificate of its own for `localhost`, so that it stays over restarts. It lies
     /// in `dir` as `cert.pem`.
     ///
@@ -90,6 +99,7 @@ impl NodeSpec {
     #[must_use]
     pub fn spawn(&self) -> StartingNode {
         let mut command = Command::new(&self.program);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let stdout = lines(child.stdout.take().expect("a pipe"));
@@ -221,6 +231,16 @@ impl NodeProcess {
         }
     }
 
+    /// Sends a signal, by its name without `SIG`.
+    ///
+    /// # Panics
+    /// If the process has ended.
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.process.child.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status().expect("a shell");
+        assert!(sent.success(), "the node ended by itself: {}", self.notices());
+    }
+
     /// SIGKILL.
     ///
     /// # Panics
@@ -235,9 +255,7 @@ impl NodeProcess {
     /// # Panics
     /// If it ends with anything but success, or not at all.
     pub fn drain(mut self) {
-        let kill = format!("kill -TERM {}", self.process.child.id());
-        let sent = Command::new("sh").args(["-c", &kill]).status().expect("a shell");
-        assert!(sent.success(), "the node ended by itself: {}", self.notices());
+        self.signal("TERM");
         // Standard error closes with the process, so this waits for the end, with a bound.
         let mut notices = Vec::new();
         loop {

@@ -20,6 +20,8 @@ pub(super) struct Clocks {
     downs: Rng,
     /// Apart from the world's, so that how often a clock is read changes nothing else.
     rng: Rng,
+    /// In one seed of six: where from steps come that are larger than what the world's rng draws.
+    far_rng: Option<Rng>,
 }
 
 /// One look at both clocks.
@@ -43,13 +45,24 @@ impl MachineClocks for Look {
 impl Clocks {
     pub(super) fn new(seed: u64) -> Clocks {
         let downs = Rng::new(seed ^ 0x646f_776e);
-        Clocks { error_ms: 0, most_ms: 0, down_ms: 0, downs, rng: Rng::new(!seed) }
+        let far_rng = (seed % 6 == 1).then(|| Rng::new(seed ^ 0x686f_7572));
+        Clocks { error_ms: 0, most_ms: 0, down_ms: 0, downs, rng: Rng::new(!seed), far_rng }
     }
 
     /// The node is down: perhaps for long.
     pub(super) fn down(&mut self) {
         let lengths_ms = [0, 0, 20_000, 3_600_000, 8 * 86_400_000];
         self.down_ms += lengths_ms[self.downs.below(lengths_ms.len() as u64) as usize];
+    }
+
+    /// An hour ahead or back, or back by a leap second: now and then, in the seeds that have it.
+    pub(super) fn far_step(&mut self) -> Option<i64> {
+        let rng = self.far_rng.as_mut()?;
+        rng.one_in(2).then(|| [3_600_000, -3_600_000, -1_000][rng.below(3) as usize])
+    }
+
+    pub(super) fn steps_far(&self) -> bool {
+        self.far_rng.is_some()
     }
 
     /// Steps the real-time clock.

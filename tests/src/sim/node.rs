@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use escapement_node::core::{Core, Mail};
-use escapement_node::io::WallClock;
+use escapement_node::io::{PARK_NS_MAX, WallClock};
 use escapement_protocol::frame::Frame;
 use escapement_protocol::{FrameDecoder, Now, ShardId};
 use escapement_wal::{DiskCompletion, DiskOp, FileId, ShardLog};
@@ -299,6 +299,8 @@ impl World {
         }
         let wall = deadline.wall.filter(|_| self.options.bug != Some(Bug::LostWakeup));
         let wall_ns = wall.map(|wall| wall.0.saturating_sub(now.wall.0) * NS_PER_MS);
+        // No host parks for longer, so that a jump of the clock that is followed is noticed.
+        let wall_ns = wall_ns.map(|ns| if self.clocks.steps_far() { ns.min(PARK_NS_MAX) } else { ns });
         let mono_ns = deadline.mono.map(|mono| mono.since(now.mono));
         let drain_ns = draining.then_some(5 * NS_PER_MS);
         if let Some(after_ns) = [wall_ns, mono_ns, drain_ns, unread_ns, quic_ns].into_iter().flatten().min() {

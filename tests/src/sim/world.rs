@@ -357,7 +357,8 @@ impl World {
             6..8 => self.freeze(),
             8..10 => {
                 let steps = [0, 0, 200, 450, 5_000, -3_000, -200];
-                let error_ms = steps[self.rng.below(steps.len() as u64) as usize];
+                let near_ms = steps[self.rng.below(steps.len() as u64) as usize];
+                let error_ms = self.clocks.far_step().unwrap_or(near_ms);
                 self.clocks.step(error_ms);
                 if error_ms > 500 {
                     // When the node follows is its own business.
