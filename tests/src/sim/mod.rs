@@ -9,7 +9,7 @@
 //! * `publisher`, `subscriber`, `control`, `reader`, `copier`: clients that speak frames;
 //! * `judge`: what was promised, what came, and whether that is the same.
 //!
-//! `docs/internals/simulation.md` says what is faulted and what is checked.
+//! [`Tally`] keeps what many seeds came to. `docs/internals/simulation.md` says what is faulted and what is checked.
 
 mod bug;
 mod clock;
@@ -24,12 +24,14 @@ mod quic;
 mod reader;
 mod recovery;
 mod subscriber;
+mod tally;
 mod trace;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use bug::Bug;
+pub use tally::Tally;
 use world::World;
 
 /// How a seed is run.
