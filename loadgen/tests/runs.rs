@@ -119,6 +119,25 @@ fn a_preload_alone_delivers_what_comes_due_and_waits_as_the_node_asks() {
 }
 
 #[test]
+fn a_burst_comes_whole_and_not_early_beside_a_load_and_next_to_what_the_node_can_do() {
+    let (status, json, said) =
+        figures("--burst 20k --rate 500/s --duration 1s --warmup 1s --delay uniform:0s..200ms");
+    assert_eq!(status, Some(0), "{said}");
+    let burst = &json["burst"];
+    for field in ["asked", "events", "delivered"] {
+        assert_eq!(burst[field], 20_000, "{field}: {said}");
+    }
+    assert_eq!(burst["early"], 0, "{said}");
+    for field in ["dispatched_per_s", "capacity_per_s", "capacity_time_ms", "due_to_last_dispatch_ms"] {
+        assert!(burst[field].as_f64().is_some_and(|figure| figure > 0.0), "{field}: {said}");
+    }
+    for field in ["usual", "beside"] {
+        assert!(burst["lateness_p99_us"][field].as_u64().is_some_and(|us| us > 0), "{field}: {said}");
+    }
+    assert_eq!((&json["lost"], &json["before_burst"]["lost"]), (&0.into(), &0.into()), "{said}");
+}
+
+#[test]
 fn wrong_arguments_exit_with_2_and_an_example() {
     let output = loadgen("--rate fast");
     assert_eq!(output.status.code(), Some(2));

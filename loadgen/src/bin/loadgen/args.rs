@@ -19,10 +19,11 @@ Examples:
   loadgen --rate 500k/s --duration 30s --slo 'p99(lateness)<5ms'
   loadgen --rate max --delay 0s --json result.json
   loadgen --preload 10M --restart --rate 20k/s
+  loadgen --burst 1M --rate 20k/s --delay uniform:100ms..300ms
   loadgen --rate 20k/s --keys 1000 --fail 1% --addr 192.0.2.7:4433 --cert-sha256 5f1c...";
 
 /// Offers a load to an Escapement node, and judges what becomes of it
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "loadgen", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Args {
     /// Events per second, or max for as many as are taken
@@ -67,6 +68,12 @@ pub(crate) struct Args {
     /// cancel a preloaded event and to deliver one that is due
     #[arg(long, requires = "preload", conflicts_with = "addr", help_heading = "Preload")]
     pub(crate) restart: bool,
+
+    /// Publish N events on a topic of their own that all are due at one instant, such as 1M, while the load is measured
+    /// beside them. Before that the load is measured alone, and for ten seconds at most as many events as are taken,
+    /// which are due at once: what the node can do
+    #[arg(long, value_parser = count, value_name = "N", conflicts_with = "preload", help_heading = "Burst")]
+    pub(crate) burst: Option<u64>,
 
     /// Connections that publish
     #[arg(long, default_value_t = 2, value_name = "N", help_heading = "Connections",
@@ -148,6 +155,11 @@ impl Args {
         if self.duration.is_zero() && !(self.slo.is_empty() && self.hgrm.is_none() && self.hlog.is_none()) {
             return refuse(
                 "--duration must be longer than zero for --slo, --hgrm and --hlog: they tell of what is measured",
+            );
+        }
+        if self.burst.is_some() && (self.duration.is_zero() || self.rate == Rate::Max) {
+            return refuse(
+                "--burst wants a load beside it: give --rate a number, and --duration more than zero",
             );
         }
         if self.payload > 200 * 1024 {
@@ -236,6 +248,8 @@ mod tests {
             ("loadgen --preload 5k --duration 0s --slo p99(lateness)<1ms", "longer than zero"),
             ("loadgen --preload 0", "100M"),
             ("loadgen --restart", "--preload"),
+            ("loadgen --burst 1k --rate max", "beside"),
+            ("loadgen --burst 1k --preload 1k", "cannot be used with"),
             ("loadgen --preload-delay 1h", "--preload"),
             ("loadgen --preload 5k --preload-delay later", "5ms"),
             ("loadgen --preload 5k --restart --addr 127.0.0.1:1", "cannot be used with"),

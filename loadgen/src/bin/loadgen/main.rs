@@ -5,6 +5,7 @@
 //! this program itself, started once more as a process of its own on half of the CPUs.
 
 mod args;
+mod burst;
 mod clock;
 mod disk;
 mod judge;

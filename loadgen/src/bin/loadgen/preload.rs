@@ -47,16 +47,28 @@ pub(crate) struct PreloadEvents {
     count: u64,
     soon: Workload,
     later: Workload,
+    /// When all of them are due, in ms of the wall clock; `None` where each has a delay of its own.
+    due_ms: Option<u64>,
 }
 
 impl PreloadEvents {
-    fn of(args: &Args, count: u64) -> Self {
+    /// Events that all are due at one moment of the wall clock, in ms.
+    pub(crate) fn due_at(args: &Args, count: u64, due_ms: u64) -> Self {
+        PreloadEvents { due_ms: Some(due_ms), ..PreloadEvents::of(args, count) }
+    }
+
+    pub(crate) fn of(args: &Args, count: u64) -> Self {
         let with = |delay| {
             let payload_size_bytes = args.payload;
             Workload::new(WorkloadConfig { seed: args.seed, delay, payload_size_bytes, ..Default::default() })
         };
         let (soon, later) = args.preload_delay.map_or((SOON, LATER), |law| (law, law));
-        PreloadEvents { count, soon: with(soon), later: with(later) }
+        PreloadEvents { count, soon: with(soon), later: with(later), due_ms: None }
+    }
+
+    /// When event `n` is due if it is published at `wall_ms`.
+    fn due_ms(&self, n: u64, wall_ms: u64) -> u64 {
+        self.due_ms.unwrap_or_else(|| wall_ms + self.delay_ms(n))
     }
 
     /// Time from publish until event `n` is due, in ms.
@@ -107,14 +119,42 @@ impl Preloaded {
     }
 }
 
-/// Counts what comes due after all, and answers it.
+/// What has come due after all.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    count: AtomicU64,
+    /// Those that came before they were due.
+    early: AtomicU64,
+    /// When the last came, in ns of the wall clock.
+    last_ns: AtomicU64,
+}
+
+impl Arrivals {
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn early(&self) -> u64 {
+        self.early.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn last_ns(&self) -> u64 {
+        self.last_ns.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts what comes due, and answers it.
 #[derive(Debug)]
-struct Counter(Arc<AtomicU64>);
+struct Counter(Arc<Arrivals>);
 
 impl PushHandler for Counter {
     fn pushed(&mut self, batch: &PushBatch<'_>, results: &mut ResultSink) {
+        let wall_ns = wall_ns();
+        self.0.last_ns.fetch_max(wall_ns, Ordering::Relaxed);
         for (item, _) in batch.iter() {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.0.count.fetch_add(1, Ordering::Relaxed);
+            let is_early = wall_ns / 1_000_000 < item.schedule_time.0;
+            self.0.early.fetch_add(u64::from(is_early), Ordering::Relaxed);
             results.push(item.tag, AttemptResult::Success);
         }
     }
@@ -124,7 +164,7 @@ impl PushHandler for Counter {
 #[derive(Debug)]
 pub(crate) struct Preload {
     preloaded: Preloaded,
-    delivered: Arc<AtomicU64>,
+    arrivals: Arc<Arrivals>,
     receivers: JoinSet<()>,
 }
 
@@ -132,11 +172,12 @@ impl Preload {
     /// Publishes the preload.
     pub(crate) async fn publish(
         args: &Args,
-        count: u64,
+        events: PreloadEvents,
+        options: SubscriberOptions,
         mut node: Option<&mut NodeProcess>,
         connected: &Client,
     ) -> Result<Preload> {
-        let events = PreloadEvents::of(args, count);
+        let count = events.count;
         let name = format!("loadgen-{:x}-{:x}-preload", wall_ns() / 1_000_000, args.seed);
         let topic = TopicSettings { name: name.clone(), ..TopicSettings::default() };
         let topic = connected.create_topic(topic).await?.topic;
@@ -146,11 +187,10 @@ impl Preload {
             ..SubscriptionSettings::default()
         };
         connected.create_subscription(settings).await?;
-        let delivered = Arc::new(AtomicU64::new(0));
+        let arrivals = Arc::new(Arrivals::default());
         let mut receivers = JoinSet::new();
-        let subscriber =
-            connected.another().await?.subscriber(&format!("{name}-s"), SubscriberOptions::default());
-        let mut counter = Counter(delivered.clone());
+        let subscriber = connected.another().await?.subscriber(&format!("{name}-s"), options);
+        let mut counter = Counter(arrivals.clone());
         receivers.spawn(async move {
             // One that can't be had back shows as events that are not delivered.
             let _ = subscriber.run_batches(&mut counter).await;
@@ -201,7 +241,12 @@ impl Preload {
             delivered: 0,
             cancelled: (0, 0),
         };
-        Ok(Preload { preloaded, delivered, receivers })
+        Ok(Preload { preloaded, arrivals, receivers })
+    }
+
+    /// What has come of it, now and later.
+    pub(crate) fn arrivals(&self) -> Arc<Arrivals> {
+        self.arrivals.clone()
     }
 
     /// Looks at the node before it is restarted or ended.
@@ -219,7 +264,7 @@ impl Preload {
 
     /// Events that were accepted and not pushed so far, and how many more there may be since they were sent twice.
     pub(crate) fn pending(&self) -> (u64, u64) {
-        let delivered = self.delivered.load(Ordering::Relaxed);
+        let delivered = self.arrivals.count();
         (self.preloaded.tally.acknowledged.saturating_sub(delivered), self.preloaded.resent)
     }
 
@@ -236,7 +281,7 @@ impl Preload {
         let cancelled = verdicts.iter().filter(|verdict| **verdict == CancelVerdict::Cancelled).count();
         self.disconnect().await;
         self.preloaded.cancelled = (sample.len() + before.len(), cancelled + before.len());
-        self.preloaded.delivered = self.delivered.load(Ordering::Relaxed);
+        self.preloaded.delivered = self.arrivals.count();
         Ok(self.preloaded)
     }
 }

@@ -1,5 +1,6 @@
 //! Results, for people and for programs.
 
+mod burst;
 mod histograms;
 mod preload;
 
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 pub(crate) use histograms::IntervalLog;
 
 use crate::args::Args;
+use crate::burst::Burst;
 use crate::measure::Distributions;
 use crate::preload::Preloaded;
 use crate::restart::Restarted;
@@ -34,12 +36,13 @@ pub(crate) fn say(line: &str) {
 /// All that was done.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
-    /// The measured run before the preload, where there is one.
+    /// The measured run before the preload or the burst, where there is one.
     pub(crate) before: Option<Outcome>,
-    /// The measured run; on top of the preload, where there is one.
+    /// The measured run; on top of the preload or beside the burst, where there is one.
     pub(crate) outcome: Option<Outcome>,
     pub(crate) preload: Option<Preloaded>,
     pub(crate) restart: Option<Restarted>,
+    pub(crate) burst: Option<Burst>,
 }
 
 impl Results {
@@ -47,19 +50,27 @@ impl Results {
     pub(crate) fn is_kept(&self) -> bool {
         let runs = self.before.iter().chain(&self.outcome).all(Outcome::is_kept);
         let preload = self.preload.as_ref().is_none_or(Preloaded::is_kept);
-        runs && preload && self.restart.as_ref().is_none_or(Restarted::is_kept)
+        let burst = self.burst.as_ref().is_none_or(Burst::is_kept);
+        runs && preload && burst && self.restart.as_ref().is_none_or(Restarted::is_kept)
+    }
+
+    fn before_what(&self) -> &'static str {
+        if self.burst.is_some() { "without the burst" } else { "before the preload" }
     }
 
     fn to_json(&self, args: &Args) -> Value {
         let mut json = self.outcome.as_ref().map_or_else(|| json!({}), |outcome| outcome.to_json(args));
         if let Some(before) = &self.before {
-            json["before_preload"] = before.to_json(args);
+            json[if self.burst.is_some() { "before_burst" } else { "before_preload" }] = before.to_json(args);
         }
         if let Some(preload) = &self.preload {
             json["preload"] = preload::json(preload);
         }
         if let Some(restart) = &self.restart {
             json["restart"] = preload::restart_json(restart);
+        }
+        if let Some(burst) = &self.burst {
+            json["burst"] = burst::json(burst);
         }
         json["kept"] = json!(self.is_kept());
         json
@@ -101,6 +112,11 @@ impl Outcome {
         self.end.report.completed - self.begin.report.completed
     }
 
+    /// Events that completed a second of the measured time.
+    pub(crate) fn completed_per_s(&self) -> f64 {
+        self.completed() as f64 / self.measured().as_secs_f64().max(1e-9)
+    }
+
     fn node_cpu_s(&self) -> f64 {
         self.end.node.cpu.saturating_sub(self.begin.node.cpu).as_secs_f64()
     }
@@ -140,7 +156,7 @@ impl Outcome {
             "foreign": report.foreign,
             "lost": report.outstanding,
             "running_most": report.running_most,
-            "completed_per_s": self.completed() as f64 / self.measured().as_secs_f64(),
+            "completed_per_s": self.completed_per_s(),
             "generator_cpu_s": self.own_cpu_s(),
             "stolen_cpu_s": self.stolen_s(),
             "tasks_per_datagram": per(report.dispatched, self.datagrams.received.datagrams_received),
@@ -211,20 +227,25 @@ pub(crate) fn write(args: &Args, results: &Results) -> Result<()> {
             .with_context(|| format!("--hgrm {}", path.display()))?;
     }
     if let Some(outcome) = &results.outcome {
-        say(&tables(outcome, results.before.as_ref(), &json));
+        say(&tables(outcome, results.before.as_ref().zip(Some(results.before_what())), &json));
+    }
+    if let Some(burst) = &results.burst {
+        say(&burst::table(burst));
     }
     if let Some(preload) = &results.preload {
         say(&preload::table(preload, results.restart.as_ref()));
     }
-    let before = results.before.iter().flat_map(complaints).map(|line| format!("before the preload: {line}"));
+    let when = results.before_what();
+    let before = results.before.iter().flat_map(complaints).map(|line| format!("{when}: {line}"));
     let after = results.outcome.iter().flat_map(complaints);
-    for line in before.chain(after).chain(preload::complaints(results)) {
+    let burst = results.burst.iter().flat_map(burst::complaints);
+    for line in before.chain(after).chain(preload::complaints(results)).chain(burst) {
         say(&line);
     }
     Ok(())
 }
 
-fn tables(outcome: &Outcome, before: Option<&Outcome>, json: &Value) -> String {
+fn tables(outcome: &Outcome, before: Option<(&Outcome, &str)>, json: &Value) -> String {
     let report = &outcome.last.report;
     let mut times = Table::new();
     times
@@ -236,8 +257,8 @@ fn tables(outcome: &Outcome, before: Option<&Outcome>, json: &Value) -> String {
     };
     for metric in Metric::ALL {
         add(metric.name().to_owned(), outcome.all.of(metric));
-        if let Some(before) = before {
-            add(format!("  {}, before the preload", metric.name()), before.all.of(metric));
+        if let Some((before, when)) = before {
+            add(format!("  {}, {when}", metric.name()), before.all.of(metric));
         }
     }
     let mut counts = Table::new();

@@ -13,11 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::args::Args;
+use crate::burst;
 use crate::clock::{Clock, wall_ns};
 use crate::judge::Judge;
 use crate::measure::Distributions;
 use crate::node_process::{NodeProcess, NodeSample, own_cpu, stolen};
-use crate::preload::Preload;
+use crate::preload::{Preload, PreloadEvents};
 use crate::publish::{Sender, by_schedule, flat_out, take_receipts};
 use crate::receive::{Receiver, UNPOISONED};
 use crate::report::{self, Outcome, Progress, Results};
@@ -26,7 +27,7 @@ use crate::slo::Slo;
 use crate::sys;
 
 /// Bytes that may be under way to a subscriber.
-const CREDIT_BYTES: u32 = 32 * 1024 * 1024;
+pub(crate) const CREDIT_BYTES: u32 = 32 * 1024 * 1024;
 
 /// How long outstanding events are waited for beyond the longest delay.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
@@ -73,6 +74,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 async fn whole(args: &Args, mut node: Option<NodeProcess>) -> Result<Results> {
     let mut results = Results::default();
     let mut connected = Client::connect(connect_options(args, node.as_ref())?).await?;
+    if let Some(count) = args.burst {
+        return burst::run(args, count, node.as_mut(), &connected).await;
+    }
     let Some(count) = args.preload else {
         results.outcome = Some(Run::load(args, node.as_mut(), &connected, &args.slo, true).await?);
         return Ok(results);
@@ -87,7 +91,10 @@ async fn whole(args: &Args, mut node: Option<NodeProcess>) -> Result<Results> {
         head("before the preload:");
         results.before = Some(Run::load(args, node.as_mut(), &connected, &[], false).await?);
     }
-    let mut preload = Preload::publish(args, count, node.as_mut(), &connected).await?;
+    let mut preload = {
+        let events = PreloadEvents::of(args, count);
+        Preload::publish(args, events, SubscriberOptions::default(), node.as_mut(), &connected).await?
+    };
     if is_measured {
         head("on top of the preload:");
         results.outcome = Some(Run::load(args, node.as_mut(), &connected, &args.slo, true).await?);
@@ -118,7 +125,7 @@ fn split_cpus(args: &Args) -> Result<(Vec<usize>, Vec<usize>)> {
 
 /// A run under way.
 #[derive(Debug)]
-struct Run<'a> {
+pub(crate) struct Run<'a> {
     args: &'a Args,
     node: Option<&'a mut NodeProcess>,
     objectives: &'a [Slo],
@@ -143,7 +150,7 @@ pub(crate) struct Mark {
 
 impl<'a> Run<'a> {
     /// Makes one run on topics of its own, and judges it by these objectives.
-    async fn load(
+    pub(crate) async fn load(
         args: &'a Args,
         node: Option<&'a mut NodeProcess>,
         connected: &Client,

@@ -193,7 +193,7 @@ impl Feeder {
         let mut sampled = Vec::new();
         for index in 0..batch.count {
             let n = batch.events.at(index);
-            let due_ms = wall_ms + self.events.delay_ms(n);
+            let due_ms = self.events.due_ms(n, wall_ms);
             if self.events.is_sampled(n) {
                 sampled.push((index, due_ms));
             }
