@@ -1,5 +1,7 @@
 //! The door, driven by hand: no QUIC, and a backend that only writes down what it is asked.
 
+mod requests;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
@@ -629,182 +631,6 @@ fn a_stream_far_ahead_of_the_disk_is_behind_until_it_is_answered() {
     assert!(!peer.door.is_behind(0));
 }
 
-fn cancel(request: u64, events: &[EventId]) -> Frame<'_> {
-    Frame::Cancel(Cancel { request, events: Items::from(events) })
-}
-
-fn id(n: u64) -> EventId {
-    EventId { shard: ShardId((n % 2) as u16), sequence: Sequence(n), schedule_time_ms: n }
-}
-
-#[test]
-fn verdicts_come_in_the_order_of_the_request_whatever_the_order_of_answers() {
-    let mut peer = Peer::new(2);
-    let foreign = EventId { shard: ShardId(200), ..id(9) };
-    let events = [id(1), foreign, id(2), id(3)];
-    assert_eq!(
-        peer.send(0, &Frame::Cancel(Cancel { request: 8, events: Items::from(events.as_slice()) })),
-        Ok(())
-    );
-    let tickets: Vec<_> = std::iter::from_fn(|| peer.backend.asked.pop_front())
-        .map(|asked| match asked {
-            Asked::Cancel { ticket, event } => (ticket, event),
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(tickets.iter().map(|(_, event)| *event).collect::<Vec<_>>(), [id(1), id(2), id(3)]);
-    let late = CancelVerdict::TooLate { state: TaskState::Ready, attempt: 2 };
-    peer.door.cancelled(tickets[2].0, CancelVerdict::Cancelled);
-    peer.door.cancelled(tickets[0].0, late);
-    assert_eq!(peer.written(), []);
-    peer.door.cancelled(tickets[1].0, CancelVerdict::NotFound);
-    let verdicts = [late, CancelVerdict::NotFound, CancelVerdict::NotFound, CancelVerdict::Cancelled];
-    let reply = CancelReply { request: 8, verdicts: Items::from(verdicts.as_slice()) };
-    assert_eq!(peer.frames(), [format!("{:?}", Frame::CancelReply(reply))]);
-}
-
-#[test]
-fn a_cancellation_sent_twice_breaks_the_protocol_and_its_late_answers_harm_nobody() {
-    let mut peer = Peer::new(2);
-    let many: Vec<_> = (0..100).map(id).collect();
-    assert_eq!(
-        peer.send(0, &Frame::Cancel(Cancel { request: 8, events: Items::from(many.as_slice()) })),
-        Ok(())
-    );
-    let again = Frame::Cancel(Cancel { request: 8, events: Items::from(&many[..1]) });
-    assert_eq!(peer.violates(&again), ErrorCode::MalformedFrame);
-    while let Some(Asked::Cancel { ticket, .. }) = peer.backend.asked.pop_front() {
-        peer.door.cancelled(ticket, CancelVerdict::Cancelled);
-    }
-    assert_eq!(peer.door.waiting_count(), 0);
-}
-
-#[test]
-fn a_cancellation_that_a_shard_cannot_answer_is_refused_and_not_called_unknown() {
-    let mut peer = Peer::new(2);
-    let events = [id(1), id(2)];
-    assert_eq!(
-        peer.send(0, &Frame::Cancel(Cancel { request: 8, events: Items::from(events.as_slice()) })),
-        Ok(())
-    );
-    while let Some(Asked::Cancel { ticket, event }) = peer.backend.asked.pop_front() {
-        if event == id(1) {
-            peer.door.refused(ticket, &refusal(ErrorCode::Unavailable));
-        } else {
-            peer.door.cancelled(ticket, CancelVerdict::Cancelled);
-        }
-    }
-    assert_eq!(peer.error(), (8, ErrorCode::Unavailable));
-}
-
-#[test]
-fn cancellations_are_bounded_in_events_and_in_requests() {
-    let mut peer = Peer::new(2);
-    let many: Vec<_> = (0..4_097).map(id).collect();
-    assert_eq!(peer.send(0, &cancel(1, &many)), Ok(()));
-    assert_eq!(peer.error(), (1, ErrorCode::TooManyRequests));
-    for request in 2..18 {
-        assert_eq!(peer.send(0, &cancel(request, &many[1..])), Ok(()));
-    }
-    assert_eq!(peer.written(), []);
-    assert_eq!(peer.send(0, &cancel(18, &many[..1])), Ok(()));
-    assert_eq!(peer.error(), (18, ErrorCode::TooManyRequests));
-    assert_eq!(peer.door.waiting_count(), 16 * 4_096);
-}
-
-fn create(name: &str) -> AdminRequest {
-    AdminRequest::CreateTopic(TopicSettings { name: name.into(), ..TopicSettings::default() })
-}
-
-#[test]
-fn administration_is_validated_at_the_door_and_answered_by_request() {
-    let mut peer = Peer::new(2);
-    assert_eq!(peer.send(0, &Frame::Admin { request: 1, body: create("-bad-") }), Ok(()));
-    assert_eq!(peer.error(), (1, ErrorCode::InvalidName));
-    let get = AdminRequest::GetTopic { name: "t".into() };
-    assert_eq!(peer.send(0, &Frame::Admin { request: 2, body: get }), Ok(()));
-    assert_eq!(peer.error(), (2, ErrorCode::UnknownTopic));
-    let mut tickets = Vec::new();
-    for request in [3, 4] {
-        assert_eq!(peer.send(0, &Frame::Admin { request, body: create("t") }), Ok(()));
-        match peer.asked() {
-            Asked::Create { ticket, request } => {
-                assert_eq!(request, create("t"));
-                tickets.push(ticket);
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    peer.door.refused(tickets[1], &refusal(ErrorCode::AlreadyExists));
-    assert_eq!(peer.error(), (4, ErrorCode::AlreadyExists));
-    let settings = TopicSettings { name: "t".into(), ..TopicSettings::default() };
-    let body = AdminAnswer::Topic(TopicInfo { topic: TopicId(1), version: 1, settings });
-    peer.door.administered(tickets[0], body.clone());
-    assert_eq!(peer.frames(), [format!("{:?}", Frame::AdminReply { request: 3, body })]);
-}
-
-#[test]
-fn answers_to_small_requests_cannot_fill_the_memory() {
-    let mut peer = Peer::new(2);
-    for request in 1..=2_000 {
-        let body = AdminRequest::ListTopics(Page::default());
-        assert_eq!(peer.send(0, &Frame::Admin { request, body }), Ok(()));
-    }
-    let size_bytes: usize = peer.written().iter().map(|(_, bytes)| bytes.len()).sum();
-    assert!(size_bytes < 2 << 20, "{size_bytes} bytes");
-    for request in 1..=2_000 {
-        assert_eq!(peer.send(0, &Frame::Admin { request, body: create("t") }), Ok(()));
-    }
-    assert_eq!(peer.door.waiting_count(), 1_024);
-}
-
-fn get(request: u64, event: EventId, peek: bool) -> Frame<'static> {
-    Frame::Query { request, query: Query::Event { event, peek } }
-}
-
-#[test]
-fn questions_go_to_their_shard_and_are_answered_by_request() {
-    let mut peer = Peer::new(2);
-    let mut tickets = Vec::new();
-    for request in [1, 2, 3] {
-        assert_eq!(peer.send(0, &get(request, id(request), false)), Ok(()));
-        match peer.asked() {
-            Asked::Query { ticket, query } => {
-                assert_eq!(query, Query::Event { event: id(request), peek: false });
-                tickets.push(ticket);
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    let answer = || QueryAnswer::Event(None);
-    peer.door.answered(tickets[1], answer());
-    assert_eq!(peer.frames(), [format!("{:?}", Frame::QueryReply { request: 2, answer: answer() })]);
-    peer.door.refused(tickets[0], &refusal(ErrorCode::Unavailable));
-    assert_eq!(peer.error(), (1, ErrorCode::Unavailable));
-    let foreign = EventId { shard: ShardId(200), ..id(9) };
-    assert_eq!(peer.send(0, &get(4, foreign, true)), Ok(()));
-    assert_eq!(peer.frames(), [format!("{:?}", Frame::QueryReply { request: 4, answer: answer() })]);
-    assert_eq!(peer.violates(&get(0, id(1), false)), ErrorCode::MalformedFrame);
-    peer.door.closed(0, &mut peer.backend);
-    peer.door.answered(tickets[2], answer());
-    assert_eq!(peer.door.waiting_count(), 0);
-}
-
-#[test]
-fn questions_are_bounded_by_the_bytes_of_their_answers() {
-    let mut peer = Peer::new(2);
-    for request in 1..=2_000 {
-        assert_eq!(peer.send(0, &get(request, id(1), true)), Ok(()));
-    }
-    let waiting = peer.door.waiting_count();
-    assert!((10..=16).contains(&waiting), "{waiting} answers of up to 256 KiB are waited for");
-    let Asked::Query { ticket, .. } = peer.asked() else { panic!("a question") };
-    peer.written();
-    peer.door.answered(ticket, QueryAnswer::Event(None));
-    assert_eq!(peer.send(0, &get(3_000, id(1), true)), Ok(()));
-    assert_eq!(peer.door.waiting_count(), waiting, "an answer makes room for a question");
-}
-
 #[test]
 fn a_session_is_opened_used_left_and_ended() {
     let mut peer = Peer::new(2);
@@ -862,7 +688,7 @@ fn a_drain_refuses_what_is_new_and_finishes_what_is_there() {
     assert_eq!(answers[1..], [Err(ErrorCode::Unavailable as u16); 2]);
     assert_eq!(peer.send(2, &subscribe("s")), Ok(()));
     assert_eq!(peer.error(), (0, ErrorCode::Unavailable));
-    assert_eq!(peer.send(2, &Frame::Admin { request: 5, body: create("t") }), Ok(()));
+    assert_eq!(peer.send(2, &Frame::Admin { request: 5, body: requests::create("t") }), Ok(()));
     assert_eq!(peer.error(), (5, ErrorCode::Unavailable));
     let result = [ResultItem { tag: Tag(6), retry_after_ms: 0, result: AttemptResult::Success }];
     let results = Items::from(result.as_slice());
@@ -878,24 +704,4 @@ fn answers_for_a_stream_that_has_gone_are_dropped() {
     peer.door.closed(0, &mut peer.backend);
     peer.door.published(ticket, accepted(1, 1, None));
     assert_eq!((peer.written(), peer.door.waiting_count()), (Vec::new(), 0));
-}
-
-#[test]
-fn a_snapshot_is_asked_for_in_the_name_of_its_stream_and_not_while_draining() {
-    let mut peer = Peer::new(2);
-    let (begin, end) = (AdminRequest::Snapshot { hold_ms: 50 }, AdminRequest::EndSnapshot { snapshot: 9 });
-    assert_eq!(peer.send(0, &Frame::Admin { request: 1, body: begin.clone() }), Ok(()));
-    let Asked::Snapshot { ticket, stream: 0, hold_ms: 50 } = peer.asked() else { panic!("asked otherwise") };
-    peer.door.administered(ticket, AdminAnswer::SnapshotEnded);
-    assert_eq!(peer.frames().len(), 1);
-    assert_eq!(peer.send(0, &Frame::Admin { request: 2, body: end }), Ok(()));
-    let Asked::EndSnapshot { ticket, stream: 0, snapshot: 9 } = peer.asked() else {
-        panic!("asked otherwise")
-    };
-    peer.door.refused(ticket, &refusal(ErrorCode::Unavailable));
-    assert_eq!(peer.error(), (2, ErrorCode::Unavailable));
-    peer.door.drain();
-    peer.written();
-    assert_eq!(peer.send(0, &Frame::Admin { request: 3, body: begin }), Ok(()));
-    assert_eq!(peer.error(), (3, ErrorCode::Unavailable));
 }
