@@ -1,10 +1,11 @@
-//! Administration and cancellation.
+//! Administration, cancellation and rescheduling.
 
 use std::time::Duration;
 
+use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
-    AdminAnswer, AdminRequest, CancelVerdict, EventName, Page, ShardMapInfo, SnapshotInfo, SubscriptionInfo,
-    TopicInfo,
+    AdminAnswer, AdminRequest, CancelVerdict, EventName, Page, RescheduleVerdict, ShardMapInfo, SnapshotInfo,
+    SubscriptionInfo, TopicInfo,
 };
 use escapement_protocol::{EventId, SubscriptionSettings, TopicId, TopicSettings};
 
@@ -14,8 +15,8 @@ use crate::{Client, ClientError};
 /// Names in one cancel frame: a node takes no more.
 const CANCEL_NAME_COUNT_MAX: usize = 1_024;
 
-/// Events in one cancel frame: a node takes no more.
-const CANCEL_COUNT_MAX: usize = 4_096;
+/// Events in one frame that changes them: a node takes no more.
+const CHANGE_COUNT_MAX: usize = 4_096;
 
 macro_rules! ask {
     ($client:ident, $request:expr, $answer:path) => {
@@ -136,7 +137,7 @@ impl Client {
     /// A lost connection: some of the events may be cancelled, and asking again tells which.
     pub async fn cancel(&self, events: &[EventId]) -> Result<Vec<CancelVerdict>, ClientError> {
         let mut verdicts = Vec::with_capacity(events.len());
-        for part in events.chunks(CANCEL_COUNT_MAX) {
+        for part in events.chunks(CHANGE_COUNT_MAX) {
             verdicts.extend(self.home().await?.cancel(part).await?);
         }
         Ok(verdicts)
@@ -158,5 +159,40 @@ impl Client {
             verdicts.extend(self.home().await?.cancel_by_name(topic, part).await?);
         }
         Ok(verdicts)
+    }
+
+    /// Asks that events be due at another time, whatever their versions; the verdicts are in the order of `events`. What is
+    /// past is now: `Due::After(0)` runs them at once. A delay counts from when the node reads it.
+    ///
+    /// # Errors
+    /// A time more than ten years ahead, or a node that has no room for the change now: nothing may be concluded of the
+    /// events then. A lost connection: some of them may be rescheduled, and asking again is right, as the last request
+    /// counts.
+    pub async fn reschedule(
+        &self,
+        events: &[EventId],
+        due: Due,
+    ) -> Result<Vec<RescheduleVerdict>, ClientError> {
+        let mut verdicts = Vec::with_capacity(events.len());
+        for part in events.chunks(CHANGE_COUNT_MAX) {
+            verdicts.extend(self.home().await?.reschedule(part, due, &[]).await?);
+        }
+        Ok(verdicts)
+    }
+
+    /// As [`Client::reschedule`] for one event, but only where it was rescheduled `version` times before: 0 for one that is as
+    /// it was published. Of several who read the same version, one succeeds.
+    ///
+    /// # Errors
+    /// As there. After a lost connection, [`RescheduleVerdict::VersionMismatch`] with the next version may be this request's
+    /// own doing.
+    pub async fn reschedule_version(
+        &self,
+        event: EventId,
+        due: Due,
+        version: u64,
+    ) -> Result<RescheduleVerdict, ClientError> {
+        let verdicts = self.home().await?.reschedule(&[event], due, &[version]).await?;
+        verdicts.first().copied().ok_or_else(unexpected)
     }
 }

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
     AdminAnswer, AdminRequest, Cancel, CancelByName, CancelVerdict, EventName, Hello, Items, Query,
-    QueryAnswer, ShardCore, Welcome,
+    QueryAnswer, Reschedule, RescheduleVerdict, ShardCore, Welcome,
 };
 use escapement_protocol::{
     Epoch, EventId, Frame, FrameDecoder, FrameError, FrameWriter, PROTOCOL_VERSION, TopicId, WallMs,
@@ -58,6 +59,7 @@ enum Answer {
     Admin(AdminAnswer),
     Cancel(Vec<CancelVerdict>),
     Query(QueryAnswer),
+    Reschedule(Vec<RescheduleVerdict>),
 }
 
 type Waiting = HashMap<u64, oneshot::Sender<Result<Answer, ClientError>>>;
@@ -177,6 +179,22 @@ impl Link {
         }
     }
 
+    pub(crate) async fn reschedule(
+        &self,
+        events: &[EventId],
+        due: Due,
+        versions: &[u64],
+    ) -> Result<Vec<RescheduleVerdict>, ClientError> {
+        let reschedule = |request| {
+            let (events, versions) = (Items::from(events), Items::from(versions));
+            encoded(&Frame::Reschedule(Reschedule { request, events, due, versions }))
+        };
+        match self.request(reschedule).await? {
+            Answer::Reschedule(verdicts) if verdicts.len() == events.len() => Ok(verdicts),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn request(
         &self,
         frame: impl FnOnce(u64) -> Result<Vec<u8>, ClientError>,
@@ -249,6 +267,9 @@ fn take_answer(
 ) -> Result<(), FrameError> {
     let (request, answer) = match frame {
         Frame::AdminReply { request, body } => (request, Ok(Answer::Admin(body))),
+        Frame::RescheduleReply(reply) => {
+            (reply.request, Ok(Answer::Reschedule(reply.verdicts.iter().collect())))
+        }
         Frame::CancelReply(reply) => (reply.request, Ok(Answer::Cancel(reply.verdicts.iter().collect()))),
         Frame::QueryReply { request, answer } => (request, Ok(Answer::Query(answer))),
         Frame::Error(error) if error.request == 0 => {

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use escapement_protocol::frame::{PushBatchWriter, PushItem};
-use escapement_protocol::{Epoch, MonoNs, SubscriptionId};
+use escapement_protocol::frame::{PUSH_DUE_SIZE_BYTES_MAX, PushBatchWriter, PushItem};
+use escapement_protocol::{Epoch, MonoNs, SubscriptionId, WallMs};
 
 /// A frame is handed over when it has grown to this, so that the first bytes leave while the rest is built.
 const FRAME_SIZE_BYTES: usize = 64 * 1024;
@@ -70,20 +70,30 @@ impl<S: Copy> Sessions<S> {
         self.sessions.remove(&session)
     }
 
-    /// Adds one push, copying the event's bytes. Pushes to a session that has gone are dropped: its
+    /// Adds one push, with the time when its event was due where it was rescheduled, copying the event's bytes. Pushes to a session that has gone are dropped: its
     /// subscription's owner learns of the end, and sends the task elsewhere.
     ///
     /// One that still waits for its stream after half of its deadline is dropped, too: its result would come too late, and
     /// a stream that is slower than the deadlines would carry nothing but such pushes for good.
-    pub fn push(&mut self, now: MonoNs, session: u64, item: PushItem, event: &[u8]) {
+    pub fn push(
+        &mut self,
+        now: MonoNs,
+        session: u64,
+        (item, rescheduled): (PushItem, Option<WallMs>),
+        event: &[u8],
+    ) {
         let Some(target) = self.sessions.get_mut(&session) else { return };
+        let needed_bytes = event.len() + rescheduled.map_or(0, |_| PUSH_DUE_SIZE_BYTES_MAX);
         if !target.writer.is_empty()
-            && (target.writer.len_bytes() >= FRAME_SIZE_BYTES || !target.writer.fits(event.len()))
+            && (target.writer.len_bytes() >= FRAME_SIZE_BYTES || !target.writer.fits(needed_bytes))
         {
             target.end_frame();
         }
         target.stale_at = target.stale_at.max(now.plus_ms(u64::from(item.deadline_ms / 2)));
-        target.writer.push(item, event);
+        match rescheduled {
+            Some(due) => target.writer.push_rescheduled(item, due, event),
+            None => target.writer.push(item, event),
+        }
         if !target.dirty {
             target.dirty = true;
             self.dirty.push(session);
@@ -121,7 +131,7 @@ mod tests {
     use super::*;
     use escapement_protocol::event::Due;
     use escapement_protocol::frame::{Frame, FrameDecoder};
-    use escapement_protocol::{EventSpec, Sequence, ShardId, Tag, TopicId, WallMs};
+    use escapement_protocol::{EventSpec, Sequence, ShardId, Tag, TopicId};
 
     fn item(n: u64) -> PushItem {
         PushItem {
@@ -142,7 +152,7 @@ mod tests {
         let mut event = Vec::new();
         EventSpec::new(Due::At(WallMs(5)), "id", &[1; 1000]).encode(&mut event).expect("valid");
         for n in 0..500 {
-            sessions.push(MonoNs(0), 9, item(n), &event);
+            sessions.push(MonoNs(0), 9, (item(n), None), &event);
         }
         let mut got = Vec::new();
         let mut room = 2;
@@ -181,7 +191,7 @@ mod tests {
         EventSpec::new(Due::At(WallMs(5)), "id", b"").encode(&mut event).expect("valid");
         let at = |ms: u64| MonoNs(0).plus_ms(ms);
         for n in 0..3 {
-            sessions.push(at(n * 300), 9, item(n), &event);
+            sessions.push(at(n * 300), 9, (item(n), None), &event);
             sessions.flush(at(n * 300), |_, frame| Err(frame));
         }
         let mut sent = 0;
@@ -196,7 +206,7 @@ mod tests {
     #[test]
     fn a_push_to_a_session_that_has_gone_is_dropped() {
         let mut sessions = Sessions::<u8>::default();
-        sessions.push(MonoNs(0), 1, item(1), &[0; 16]);
+        sessions.push(MonoNs(0), 1, (item(1), None), &[0; 16]);
         sessions.flush(MonoNs(0), |_, _| panic!("nothing to write"));
     }
 }

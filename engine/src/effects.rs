@@ -1,6 +1,6 @@
 //! What a shard is told, and what it wants done.
 
-use escapement_protocol::frame::{CancelVerdict, Items, Query, QueryAnswer, ResultItem};
+use escapement_protocol::frame::{CancelVerdict, Items, Query, QueryAnswer, RescheduleVerdict, ResultItem};
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{
     ErrorCode, EventId, Outcome, Sequence, ShardId, SubscriptionId, Tag, TopicId, WallMs,
@@ -56,6 +56,17 @@ pub enum Input<'a> {
         topic: TopicId,
         /// The name.
         name: NameHash,
+    },
+    /// Give one event another due time.
+    Reschedule {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which event.
+        event: EventId,
+        /// When it is to be due; at once where that is past.
+        due: WallMs,
+        /// How often it was rescheduled before, where only that version is to change.
+        expected: Option<u64>,
     },
     /// Create or read a control object. Only shard 0 answers.
     Admin {
@@ -229,6 +240,9 @@ pub enum ReplyBody {
     Cancelled(CancelVerdict),
     /// What is pending, as far as it is durable.
     Answered(QueryAnswer),
+    /// The verdict on another due time. Linearized with dispatch: after `Rescheduled`, not one byte leaves before the new
+    /// time.
+    Rescheduled(RescheduleVerdict),
     /// The topic as it is, durable on every shard.
     Topic {
         /// Its id.

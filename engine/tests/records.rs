@@ -9,9 +9,10 @@ use std::{env, fs};
 use escapement_engine::far::RunId;
 use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
-    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, NAMES_FIXED_SIZE_BYTES, PROGRESS_SIZE_BYTES,
-    PUBLISHED_FIXED_SIZE_BYTES, Record, RecordError, RecordWriter, RunStatement, TaskProgress, WALL_MAX,
-    effective_due, published_events, records,
+    CANCELLED_SIZE_BYTES, FORWARD_SIZE_BYTES, Forward, HEADER_SIZE_BYTES, NAMES_FIXED_SIZE_BYTES,
+    PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES, RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES, Record,
+    RecordError, RecordWriter, RunStatement, TaskProgress, WALL_MAX, effective_due, published_events,
+    records,
 };
 use escapement_protocol::event::Due;
 use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings};
@@ -69,6 +70,8 @@ const PROGRESS: [TaskProgress; 2] = [
     },
 ];
 
+const FORWARD: Forward = Forward { schedule_time: WallMs(5_000), version: 3 };
+
 const RUN: RunStatement = RunStatement {
     run: RunId(7),
     closed: false,
@@ -94,7 +97,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("Published", written(|w| w.published(TopicId(2), Sequence(41), 2, WallMs(6_000), &events))),
         (
             "Relocated",
-            written(|w| w.relocated(TopicId(2), Sequence(41), WallMs(6_000), &PROGRESS, &events[..32])),
+            written(|w| w.relocated(TopicId(2), Sequence(41), WallMs(6_000), None, &PROGRESS, &events[..32])),
         ),
         (
             "Completed",
@@ -116,6 +119,14 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
             "CancelledInRun",
             written(|w| {
                 w.cancelled_in_run(RunId(7), [((WallMs(9_000), Sequence(8)), TopicId(3))].into_iter());
+            }),
+        ),
+        ("Rescheduled", written(|w| w.rescheduled(Sequence(41), WallMs(8_000), FORWARD))),
+        (
+            "RescheduledInRun",
+            written(|w| {
+                let key = (WallMs(6_000), Sequence(41));
+                w.rescheduled_in_run(RunId(7), TopicId(2), key, WallMs(8_000), FORWARD, &events[..32]);
             }),
         ),
         (
@@ -168,7 +179,22 @@ fn records_read_back_as_they_were_written() {
             topic: TopicId(2),
             sequence: Sequence(41),
             due: WallMs(6_000),
+            forward: None,
             progress: PROGRESS.to_vec(),
+            event: &events[..32],
+        }
+    );
+    let (due, forward) = (WallMs(8_000), FORWARD);
+    assert_eq!(get("Rescheduled"), Record::Rescheduled { sequence: Sequence(41), due, forward });
+    assert_eq!(
+        get("RescheduledInRun"),
+        Record::RescheduledInRun {
+            run: RunId(7),
+            topic: TopicId(2),
+            sequence: Sequence(41),
+            was_due: WallMs(6_000),
+            due,
+            forward,
             event: &events[..32],
         }
     );
@@ -233,6 +259,24 @@ fn records_read_back_as_they_were_written() {
 }
 
 #[test]
+fn a_copy_says_that_its_event_was_rescheduled_and_takes_the_documented_bytes_for_it() {
+    let (events, due) = (events(), WallMs(6_000));
+    let copy =
+        |forward| written(|w| w.relocated(TopicId(2), Sequence(41), due, forward, &PROGRESS, &events[..32]));
+    let (plain, rescheduled) = (copy(None), copy(Some(FORWARD)));
+    assert_eq!(rescheduled.len(), plain.len() + FORWARD_SIZE_BYTES);
+    match read(&rescheduled) {
+        Record::Relocated { due: held, forward, progress, event, .. } => {
+            assert_eq!((held, forward, event), (due, Some(FORWARD), &events[..32]));
+            assert_eq!(progress, PROGRESS);
+        }
+        other => panic!("{other:?}"),
+    }
+    let in_run = samples().into_iter().find(|(name, _)| *name == "RescheduledInRun").expect("of each kind").1;
+    assert_eq!(in_run.len(), HEADER_SIZE_BYTES + RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES + 32);
+}
+
+#[test]
 fn moved_events_far_apart_have_wide_offsets_and_stay_one_record() {
     let far = [Sequence(1 << 40), Sequence(1), Sequence(1 << 47)];
     let bytes = written(|w| w.moved(RunId(1), 0, 1, &far));
@@ -290,6 +334,8 @@ fn the_document_has_the_constants_and_kinds_of_the_code() {
     let row = |cells: &str| assert!(DOCUMENT.contains(&format!("\n| {cells}")), "no row {cells:?}");
     row(&format!("`HEADER_SIZE_BYTES` | {HEADER_SIZE_BYTES} |"));
     row(&format!("`PUBLISHED_FIXED_SIZE_BYTES` | {PUBLISHED_FIXED_SIZE_BYTES} |"));
+    row(&format!("`FORWARD_SIZE_BYTES` | {FORWARD_SIZE_BYTES} |"));
+    row(&format!("`RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES` | {RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES} |"));
     row(&format!("`PROGRESS_SIZE_BYTES` | {PROGRESS_SIZE_BYTES} |"));
     row(&format!("`CANCELLED_SIZE_BYTES` | {CANCELLED_SIZE_BYTES} |"));
     row(&format!("`NAMES_FIXED_SIZE_BYTES` | {NAMES_FIXED_SIZE_BYTES} |"));
@@ -324,7 +370,7 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         wide[..size].copy_from_slice(&bytes[HEADER_SIZE_BYTES + at..][..size]);
         u64::from_le_bytes(wide)
     };
-    let expected: [(&str, &[u64]); 14] = [
+    let expected: [(&str, &[u64]); 16] = [
         ("Published", &[2, 2, 41, 6_000]),
         ("Relocated", &[2, 2, 41, 6_000]),
         ("Completed", &[3, 2, 7]),
@@ -336,6 +382,8 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         ("Moved", &[7, 2, 3, 2, 7]),
         ("Loaded", &[7, 5, 4, 0]),
         ("CancelledInRun", &[7, 1]),
+        ("Rescheduled", &[41, 8_000, 5_000, 3]),
+        ("RescheduledInRun", &[7, 2, 41, 6_000, 8_000, 5_000, 3]),
         ("PublishedNamed", &[2, 2, 41, 6_000]),
         ("Names", &[2, 2, 77, 41]),
         ("NamesForgotten", &[2, 0, 43]),

@@ -40,6 +40,8 @@ pub struct Pushed<'a> {
     pub data: &'a [u8],
     /// What the node calls the event.
     pub event: EventId,
+    /// When it was due, as the node says.
+    pub due_ms: u64,
     /// When it arrived, in ns since the Unix epoch.
     pub received_wall_ns: u64,
 }
@@ -192,6 +194,14 @@ impl Auditor {
         }
     }
 
+    /// Event `n` is about to be given another due time: from now on it is due when the node says, and which times that may be
+    /// is for the caller to judge, as its place among those of its key is.
+    pub fn rescheduled(&mut self, n: u64) {
+        if let Some(entry) = self.table.get(n) {
+            entry.reschedule();
+        }
+    }
+
     /// A receipt for event `n` arrived at `received_wall_ms`, and says where the event is stored.
     ///
     /// # Panics
@@ -281,12 +291,13 @@ impl Auditor {
         push: &Pushed<'_>,
         workload: &Workload,
     ) -> Verdict {
-        let due_ns = entry.due_ms() * 1_000_000;
+        let due_ns = push.due_ms * 1_000_000;
         let place = Place { shard: push.event.shard, sequence: push.event.sequence };
         if push.received_wall_ns < due_ns {
             report.early.add(n);
         }
-        if push.event.schedule_time_ms != entry.due_ms() {
+        let is_due_otherwise = push.due_ms != entry.due_ms() && !entry.is_rescheduled();
+        if push.event.schedule_time_ms != entry.due_ms() || is_due_otherwise {
             report.wrong_payload.add(n);
         }
         if entry.is_refused() && !entry.is_resent() {
@@ -301,7 +312,7 @@ impl Auditor {
             }
             return Verdict::Again { n };
         }
-        if let Some(key) = workload.key(n) {
+        if let Some(key) = workload.key(n).filter(|_| !entry.is_rescheduled()) {
             let order = Order { due_ms: entry.due_ms(), sequence: place.sequence };
             if keys.is_overtaken(key, order, entry.acknowledged_ms()) {
                 report.out_of_order.add(n);

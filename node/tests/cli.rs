@@ -101,6 +101,27 @@ fn a_cancelled_event_is_gone() {
 }
 
 #[test]
+fn a_rescheduled_event_keeps_its_number_and_comes_when_it_is_due_now() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    let receipt = node.ask_json(&["publish", "--topic", "mail", "--delay", "1h"]);
+    let event = receipt["event_id"].as_str().unwrap();
+    let later = node.ask_json(&["reschedule", event, "--at", "2031-05-17T08:30:00+02:00"]);
+    assert_eq!((&later["verdict"], &later["version"]), (&json!("RESCHEDULED"), &json!(1)));
+    assert_eq!(later["due"], "2031-05-17T06:30:00.000Z");
+    let stale = node.ask_json(&["reschedule", event, "--delay", "1s", "--if-version", "0"]);
+    assert_eq!((&stale["verdict"], &stale["version"]), (&json!("VERSION_MISMATCH"), &json!(1)));
+    let table = node.ask(&["run-now", event, "--if-version", "1"]);
+    assert!(table.contains("RESCHEDULED") && table.contains(event), "{table}");
+    let arrived = node.ask_json(&["subscribe", "--subscription", "mailer", "--count", "1"]);
+    assert_eq!(arrived["event_id"], event);
+    assert_eq!(arrived["schedule_time"], receipt["schedule_time"], "its number carries it");
+    assert!(arrived["due"].as_str().unwrap() < receipt["schedule_time"].as_str().unwrap());
+    assert!(arrived["late_ms"].as_i64().unwrap() >= 0, "late by the time that counts: {arrived}");
+    assert_eq!(node.ask_json(&["run-now", event])["verdict"], "NOT_FOUND");
+}
+
+#[test]
 fn a_pending_event_can_be_looked_at() {
     let dir = scratch();
     let node = Node::start(&dir.path().join("data")).with_mail();
@@ -300,6 +321,8 @@ fn wrong_arguments_say_what_would_be_right() {
         (vec!["publish", "--topic", "t", "--cert-sha256", "12"], "64 hexadecimal digits"),
         (vec!["publish", "--topic", "t", "--addr", "127.0.0.1"], "--addr"),
         (vec!["cancel", "xyz"], "28 hexadecimal digits"),
+        (vec!["reschedule", "000000000000000101a1eac6f07b"], "--delay"),
+        (vec!["reschedule", "xyz", "--delay", "1s"], "28 hexadecimal digits"),
         (vec!["pubish"], "'publish'"),
         (vec![], "Usage"),
     ] {

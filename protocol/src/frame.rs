@@ -33,12 +33,14 @@ pub use admin::{
     SnapshotInfo, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList,
 };
 pub use batch::{
-    PublishBatchWriter, PushBatchWriter, encode_publish_batch, encode_push_batch, encode_results,
+    PUSH_DUE_SIZE_BYTES_MAX, PublishBatchWriter, PushBatchWriter, encode_publish_batch, encode_push_batch,
+    encode_results,
 };
 pub use decoder::FrameDecoder;
 pub use events::{EventIter, Events};
 pub use items::{
-    AckException, AckRun, CancelVerdict, Fixed, ItemIter, Items, PushItem, ResultItem, ShardCore, TaskState,
+    AckException, AckRun, CancelVerdict, Fixed, ItemIter, Items, PushDue, PushItem, RescheduleVerdict,
+    ResultItem, ShardCore, TaskState,
 };
 pub use parse::parse_body;
 pub use query::{
@@ -47,8 +49,8 @@ pub use query::{
 };
 pub use views::{
     Accepted, AckItem, AckItems, Cancel, CancelByName, CancelReply, Credit, Durability, ErrorFrame,
-    EventName, Frame, GoAway, Hello, PublishAck, PublishBatch, PushBatch, ResultBatch, Subscribe, Subscribed,
-    Welcome,
+    EventName, Frame, GoAway, Hello, PublishAck, PublishBatch, PushBatch, Reschedule, RescheduleReply,
+    ResultBatch, Subscribe, Subscribed, Welcome,
 };
 pub use writer::FrameWriter;
 
@@ -142,6 +144,10 @@ kinds! {
     Error = 16, Node;
     /// The node is draining: publish elsewhere, finish results, reconnect later.
     GoAway = 17, Node;
+    /// Asks to give events another due time before they are due.
+    Reschedule = 18, Client;
+    /// Answers `Reschedule`, one verdict for each event.
+    RescheduleReply = 19, Node;
     /// Asks what is known of a pending event.
     GetEvent = 20, Client;
     /// Answers `GetEvent`.

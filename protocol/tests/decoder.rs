@@ -156,7 +156,7 @@ fn each_fault_of_a_prefix_has_its_error_before_any_body_comes() {
         (prefix(12, 1, 2, 0), ErrorCode::UnsupportedVersion),
         (prefix(12, 99, 0, 7), ErrorCode::UnsupportedVersion),
         (prefix(12, 0, 1, 0), ErrorCode::UnknownFrame),
-        (prefix(12, 18, 1, 0), ErrorCode::UnknownFrame),
+        (prefix(12, 200, 1, 0), ErrorCode::UnknownFrame),
         (prefix(12, 1, 1, 1), ErrorCode::MalformedFrame),
         (prefix(12, 1, 1, 0x8000), ErrorCode::MalformedFrame),
     ] {

@@ -106,11 +106,63 @@ fn a_hand_laid_push_batch_is_what_the_schema_says() {
     let events = Some(aligned_bytes(&mut b, batch.events.bytes()));
     let structs: Vec<_> = batch.items.iter().map(|item| wire::PushItem(item.to_wire())).collect();
     let items = Some(b.create_vector(&structs));
-    let args =
-        wire::PushBatchArgs { subscription_id: batch.subscription.0, epoch: batch.epoch.0, items, events };
+    let args = wire::PushBatchArgs {
+        subscription_id: batch.subscription.0,
+        epoch: batch.epoch.0,
+        items,
+        events,
+        rescheduled: None,
+    };
     let root = wire::PushBatch::create(&mut b, &args);
     b.finish_minimal(root);
     assert_eq!(parse_body(FrameKind::PushBatch, b.finished_data()), Ok(frame.clone()));
+}
+
+#[test]
+fn a_push_batch_names_only_the_items_that_were_rescheduled_and_each_of_them_once() {
+    let Frame::PushBatch(plain) = sample(FrameKind::PushBatch) else { unreachable!() };
+    let dues = |batch: &PushBatch<'_>| batch.dues().collect::<Vec<_>>();
+    let stated: Vec<_> = plain.items.iter().map(|item| item.schedule_time).collect();
+    assert_eq!((dues(&plain), plain.rescheduled.len()), (stated.clone(), 0));
+    assert!(read::<wire::PushBatch<'_>>(&body(&Frame::PushBatch(plain))).rescheduled().is_none());
+
+    let due = |item, due_ms| PushDue { item, due: WallMs(due_ms) };
+    let named = [due(0, 7), due(2, 9)];
+    let batch = PushBatch { rescheduled: named.as_slice().into(), ..plain };
+    assert_eq!(dues(&batch), [WallMs(7), stated[1], WallMs(9)]);
+    let bytes = body(&Frame::PushBatch(batch));
+    let table = read::<wire::PushBatch<'_>>(&bytes);
+    let theirs = table.rescheduled().expect("some were").iter().map(|due| (due.item(), due.due_ms()));
+    assert!(theirs.eq([(0, 7), (2, 9)]));
+    assert_eq!(parse_body(FrameKind::PushBatch, &bytes), Ok(Frame::PushBatch(batch)));
+
+    let mut writer = PushBatchWriter::new();
+    writer.begin(batch.subscription, batch.epoch);
+    for _ in 0..2 {
+        for ((at, (item, event)), due) in batch.iter().enumerate().zip(batch.dues()) {
+            assert!(writer.fits(event.len() + PUSH_DUE_SIZE_BYTES_MAX));
+            if at == 1 { writer.push(item, event) } else { writer.push_rescheduled(item, due, event) }
+        }
+        let whole = encoded(&Frame::PushBatch(batch));
+        assert_eq!(writer.len_bytes(), whole.len());
+        assert_eq!(writer.finish_owned(), whole);
+    }
+
+    for wrong in [&[due(1, 7), due(1, 9)][..], &[due(2, 7), due(0, 9)], &[due(3, 7)]] {
+        let bytes = body(&Frame::PushBatch(PushBatch { rescheduled: wrong.into(), ..plain }));
+        assert!(parse_body(FrameKind::PushBatch, &bytes).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_rescheduling_has_a_version_for_each_event_or_none() {
+    let Frame::Reschedule(reschedule) = sample(FrameKind::Reschedule) else { unreachable!() };
+    let (count, versions) = (reschedule.events.len(), [1, 2, 3]);
+    for with in 0..=3 {
+        let frame = Frame::Reschedule(Reschedule { versions: versions[..with].into(), ..reschedule });
+        let parsed = parse_body(FrameKind::Reschedule, &body(&frame)).is_ok();
+        assert_eq!(parsed, with == 0 || with == count, "{with} versions of {count} events");
+    }
 }
 
 #[test]
@@ -231,6 +283,13 @@ fn the_structs_of_control_frames_lie_as_the_schema_says() {
     let table = read::<wire::CancelReply<'_>>(&bytes);
     let too_late = *table.verdicts().expect("verdicts").get(1);
     assert_eq!((too_late.verdict(), too_late.state(), too_late.attempt()), (2, TaskState::Running as u8, 2));
+
+    let bytes = body(&sample(FrameKind::RescheduleReply));
+    let table = read::<wire::RescheduleReply<'_>>(&bytes);
+    let verdicts = table.verdicts().expect("verdicts");
+    let (first, too_late) = (*verdicts.get(0), *verdicts.get(1));
+    assert_eq!((first.verdict(), first.due_ms(), first.version()), (1, 1_800_000_009_000, 3));
+    assert_eq!((too_late.verdict(), too_late.state(), too_late.attempt()), (2, TaskState::Ready as u8, 2));
 
     let bytes = body(&sample(FrameKind::Welcome));
     let table = read::<wire::Welcome<'_>>(&bytes);

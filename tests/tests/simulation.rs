@@ -167,4 +167,7 @@ found! {
     counts_of_another_shard_are_noticed: QuestionsAstray within 30;
     names_that_recovery_leaves_out_are_noticed: NamesForgotten within 180;
     names_that_recovery_does_not_read_are_noticed: NamesNotRead within 40;
+    a_rescheduling_that_recovery_forgets_is_noticed: RescheduleForgotten within 20;
+    a_copy_that_forgets_a_rescheduling_is_noticed: RescheduleNotCopied within 80;
+    a_due_time_that_pushes_do_not_say_is_noticed: RescheduledDueLost within 5;
 }

@@ -20,8 +20,10 @@ pub struct Attempt<'a> {
     pub attempt: u16,
     /// The event's topic.
     pub topic: TopicId,
-    /// When it was due.
+    /// When it was to be due as it was published, which its id carries.
     pub schedule_time: WallMs,
+    /// When it was due: `schedule_time`, unless it was rescheduled.
+    pub due: WallMs,
     /// Without a result this long after the push left, the attempt has failed.
     pub deadline: Duration,
     /// The event.
@@ -29,13 +31,14 @@ pub struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    fn new(batch: &PushBatch<'_>, item: &PushItem, event: EventView<'a>) -> Self {
+    fn new(batch: &PushBatch<'_>, item: &PushItem, due: WallMs, event: EventView<'a>) -> Self {
         Attempt {
             task: TaskId { event: item.event_id(), subscription: batch.subscription },
             epoch: batch.epoch,
             attempt: item.attempt,
             topic: item.topic,
             schedule_time: item.schedule_time,
+            due,
             deadline: Duration::from_millis(item.deadline_ms.into()),
             event,
         }
@@ -53,8 +56,10 @@ pub struct Task {
     pub attempt: u16,
     /// The event's topic.
     pub topic: TopicId,
-    /// When it was due.
+    /// When it was to be due as it was published, which its id carries.
     pub schedule_time: WallMs,
+    /// When it was due: `schedule_time`, unless it was rescheduled.
+    pub due: WallMs,
     /// Without a result this long after the push left, the attempt has failed.
     pub deadline: Duration,
     event: Bytes,
@@ -73,9 +78,9 @@ impl Task {
 
 /// Each attempt of a frame with its tag; `None` where its event cannot be read.
 pub(super) fn attempts(batch: &PushBatch<'_>, mut each: impl FnMut(Tag, Option<Attempt<'_>>)) {
-    for (item, bytes) in batch.iter() {
+    for ((item, bytes), due) in batch.iter().zip(batch.dues()) {
         let event = EventView::parse(bytes).ok();
-        each(item.tag, event.map(|(event, _)| Attempt::new(batch, &item, event)));
+        each(item.tag, event.map(|(event, _)| Attempt::new(batch, &item, due, event)));
     }
 }
 
@@ -90,13 +95,14 @@ pub(super) fn tasks(
     let events = batch.events.bytes();
     let shared = Bytes::copy_from_slice(events);
     attempts(batch, |tag, attempt| {
-        let Some(Attempt { task, epoch, attempt, topic, schedule_time, deadline, event }) = attempt else {
+        let Some(Attempt { task, epoch, attempt, topic, schedule_time, due, deadline, event }) = attempt
+        else {
             return results.push_retry(tag, 0);
         };
         let start = event.as_bytes().as_ptr().addr() - events.as_ptr().addr();
         let event = shared.slice(start..start + event.as_bytes().len());
         outbox.start(tag);
         let answer = Answer { tag, outbox: outbox.clone(), given: false };
-        each(Task { task, epoch, attempt, topic, schedule_time, deadline, event }, answer);
+        each(Task { task, epoch, attempt, topic, schedule_time, due, deadline, event }, answer);
     });
 }

@@ -10,6 +10,7 @@ use escapement_protocol::{Sequence, ShardId, TopicId, WallMs};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Key, RunId};
+use crate::record::Forward;
 
 /// Blocks and the footer begin at multiples of this, in bytes.
 pub const ALIGN: usize = 4096;
@@ -28,6 +29,9 @@ const INDEX_ENTRY_SIZE_BYTES: usize = 32;
 
 /// Bytes of one count by topic.
 const TOPIC_COUNT_SIZE_BYTES: usize = 8;
+
+/// Bytes of one rescheduled event in a footer.
+const FORWARD_ENTRY_SIZE_BYTES: usize = 32;
 
 /// Bytes of the trailer.
 const TRAILER_SIZE_BYTES: usize = 64;
@@ -78,6 +82,17 @@ pub struct RunEntry<'a> {
     pub event: &'a [u8],
 }
 
+/// An event of a run that was rescheduled before it came there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Its sequence.
+    pub sequence: Sequence,
+    /// When it is due, which places it in the run.
+    pub due: WallMs,
+    /// What its id needs to be known by.
+    pub forward: Forward,
+}
+
 /// Writes a run's blocks and footer into byte buffers, one after the other.
 #[derive(Debug)]
 pub struct RunWriter {
@@ -93,6 +108,7 @@ pub struct RunWriter {
     topics: TopicCounts,
     /// The topic of each event of the open block.
     open_topics: Vec<TopicId>,
+    forwards: Vec<Forwarded>,
 }
 
 /// How many events of which topics each block of a run has.
@@ -164,7 +180,7 @@ impl RunWriter {
     pub fn new(shard: ShardId, run: RunId, block_count_max: u32) -> RunWriter {
         let sequences = (u64::MAX, 0);
         let (topics, open_topics) = (TopicCounts::default(), Vec::new());
-        let index = Vec::new();
+        let (index, forwards) = (Vec::new(), Vec::new());
         RunWriter {
             shard,
             run,
@@ -175,6 +191,7 @@ impl RunWriter {
             block_count_max,
             topics,
             open_topics,
+            forwards,
         }
     }
 
@@ -203,6 +220,11 @@ impl RunWriter {
         out.extend_from_slice(&topic.0.to_le_bytes());
         out.extend_from_slice(&(event.len() as u32).to_le_bytes());
         out.extend_from_slice(event);
+    }
+
+    /// Says of an event that it was rescheduled before.
+    pub fn forward(&mut self, forwarded: Forwarded) {
+        self.forwards.push(forwarded);
     }
 
     /// Takes the complete blocks out of `out`, and leaves there the one that is being filled.
@@ -257,6 +279,12 @@ impl RunWriter {
             out.extend_from_slice(&topic.0.to_le_bytes());
             out.extend_from_slice(&count.to_le_bytes());
         }
+        self.forwards.sort_unstable_by_key(|forwarded| forwarded.sequence);
+        for Forwarded { sequence, due, forward } in &self.forwards {
+            for number in [sequence.0, due.0, forward.schedule_time.0, forward.version] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
         let index_end = out.len();
         let size = (index_end - start + TRAILER_SIZE_BYTES).next_multiple_of(ALIGN);
         out.resize(start + size, 0);
@@ -270,11 +298,13 @@ impl RunWriter {
         trailer[24..32].copy_from_slice(&self.sequences.0.to_le_bytes());
         trailer[32..40].copy_from_slice(&self.sequences.1.to_le_bytes());
         trailer[40..44].copy_from_slice(&(self.topics.len() as u32).to_le_bytes());
+        trailer[44..48].copy_from_slice(&(self.forwards.len() as u32).to_le_bytes());
         let checksum = footer_checksum(&out[start..index_end], &out[at..at + 48]);
         out[at + 48..].copy_from_slice(&checksum.to_le_bytes());
         let sequences = (Sequence(self.sequences.0), Sequence(self.sequences.1));
-        let (index, topics) = (self.index, self.topics);
-        (RunFooter { index, topics, sequences, id: checksum as u32 }, self.offset + size as u64)
+        let (index, topics, forwards) = (self.index, self.topics, self.forwards);
+        let footer = RunFooter { index, topics, sequences, forwards, id: checksum as u32 };
+        (footer, self.offset + size as u64)
     }
 }
 
@@ -402,15 +432,19 @@ pub struct RunFooter {
     pub topics: TopicCounts,
     /// The smallest and the largest sequence in it.
     pub sequences: (Sequence, Sequence),
+    /// Events that were rescheduled before they came here, by sequence.
+    pub forwards: Vec<Forwarded>,
     /// The low bits of its checksum, which the log states, too.
     pub id: u32,
 }
 
 impl RunFooter {
-    /// Bytes of the index and of the counts by topic, which the footer begins with.
+    /// Bytes of the index, of the counts by topic, and of what is said of rescheduled events: the footer begins with them.
     #[must_use]
     pub fn said_size_bytes(&self) -> usize {
-        self.index.len() * INDEX_ENTRY_SIZE_BYTES + self.topics.len() * TOPIC_COUNT_SIZE_BYTES
+        self.index.len() * INDEX_ENTRY_SIZE_BYTES
+            + self.topics.len() * TOPIC_COUNT_SIZE_BYTES
+            + self.forwards.len() * FORWARD_ENTRY_SIZE_BYTES
     }
 
     /// Bytes of the whole footer, zeros and trailer included.
@@ -421,7 +455,7 @@ impl RunFooter {
 
     /// Bytes kept in memory of it.
     pub(crate) fn memory_bytes(&self) -> usize {
-        size_of_val(&self.index[..]) + self.topics.memory_bytes()
+        size_of_val(&self.index[..]) + self.topics.memory_bytes() + size_of_val(&self.forwards[..])
     }
 
     /// Reads the footer of a run, by `read(offset, len)` of its file of `size` bytes.
@@ -450,13 +484,22 @@ impl RunFooter {
         Ok(Self::parse(&footer, shard, run).ok_or(RunDamage::Footer))
     }
 
+    /// What is said of a rescheduled event; nothing of one that was not.
+    #[must_use]
+    pub fn forwarded(&self, sequence: Sequence) -> Option<&Forwarded> {
+        let at = self.forwards.binary_search_by_key(&sequence, |forwarded| forwarded.sequence).ok()?;
+        self.forwards.get(at)
+    }
+
     fn parse(bytes: &[u8], shard: ShardId, run: RunId) -> Option<RunFooter> {
         let trailer = &bytes[bytes.len().checked_sub(TRAILER_SIZE_BYTES)?..];
-        let count = u32_at(trailer, 12)? as usize;
-        let index_size = count.checked_mul(INDEX_ENTRY_SIZE_BYTES)?;
+        let index_size = (u32_at(trailer, 12)? as usize).checked_mul(INDEX_ENTRY_SIZE_BYTES)?;
         let topics_size = (u32_at(trailer, 40)? as usize).checked_mul(TOPIC_COUNT_SIZE_BYTES)?;
-        let said = bytes.get(..index_size.checked_add(topics_size)?)?;
-        let (index, topics) = said.split_at_checked(index_size)?;
+        let forwards_size = (u32_at(trailer, 44)? as usize).checked_mul(FORWARD_ENTRY_SIZE_BYTES)?;
+        let said_size = index_size.checked_add(topics_size)?.checked_add(forwards_size)?;
+        let said = bytes.get(..said_size)?;
+        let (index, rest) = said.split_at_checked(index_size)?;
+        let (topics, forwards) = rest.split_at_checked(topics_size)?;
         let checksum = u128_at(trailer, 48)?;
         let is_it = u32_at(trailer, 0)? == TRAILER_MAGIC
             && u32_at(trailer, 4)? == run.0
@@ -475,8 +518,16 @@ impl RunFooter {
         };
         let index: Vec<BlockPlace> =
             index.chunks_exact(INDEX_ENTRY_SIZE_BYTES).map(place).collect::<Option<_>>()?;
+        let forwarded = |entry: &[u8]| {
+            let forward = Forward { schedule_time: WallMs(u64_at(entry, 16)?), version: u64_at(entry, 24)? };
+            Some(Forwarded { sequence: Sequence(u64_at(entry, 0)?), due: WallMs(u64_at(entry, 8)?), forward })
+        };
         Some(RunFooter {
             topics: TopicCounts::parse(topics, &index)?,
+            forwards: forwards
+                .chunks_exact(FORWARD_ENTRY_SIZE_BYTES)
+                .map(forwarded)
+                .collect::<Option<_>>()?,
             index,
             sequences: (Sequence(u64_at(trailer, 24)?), Sequence(u64_at(trailer, 32)?)),
             id: checksum as u32,
@@ -517,6 +568,36 @@ mod tests {
         assert_eq!(size, file.len() as u64);
         assert!(footer.index.iter().all(|place| place.count <= 400));
         (file, footer.index)
+    }
+
+    #[test]
+    fn what_is_said_of_rescheduled_events_is_found_by_their_sequences_and_nothing_of_others() {
+        let mut file = Vec::new();
+        let mut writer = RunWriter::new(ShardId(3), RunId(9), 400);
+        let forwarded = |n: u64| Forwarded {
+            sequence: Sequence(n),
+            due: WallMs(10_000 - n),
+            forward: Forward { schedule_time: WallMs(n), version: n },
+        };
+        for n in (1..=300).rev() {
+            writer.push(&mut file, (WallMs(10_000 - n), Sequence(n)), TopicId(1), &event(n, 10));
+            if n % 3 == 0 {
+                writer.forward(forwarded(n));
+            }
+        }
+        let (written, _) = writer.finish(&mut file);
+        let read = footer(&file, RunId(9)).expect("intact");
+        assert_eq!(read, written);
+        for n in 0..=301 {
+            let is_known = n > 0 && n % 3 == 0;
+            assert_eq!(read.forwarded(Sequence(n)), is_known.then(|| forwarded(n)).as_ref());
+        }
+        let start = file.len() - read.size_bytes();
+        for at in start..start + read.said_size_bytes() {
+            let mut bad = file.clone();
+            bad[at] ^= 1 << (at % 8);
+            assert_eq!(footer(&bad, RunId(9)), Err(RunDamage::Footer), "byte {at}");
+        }
     }
 
     fn footer(bytes: &[u8], run: RunId) -> Result<RunFooter, RunDamage> {

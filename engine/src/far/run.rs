@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use escapement_protocol::{Sequence, ShardId, TopicId, WallMs};
+use escapement_protocol::{EventId, Sequence, ShardId, TopicId, WallMs};
 use hashbrown::HashMap;
 
 use super::format::RunFooter;
@@ -122,6 +122,26 @@ impl Run {
         let behind = footer.index.partition_point(|place| place.first <= key);
         let block = u32::try_from(behind.checked_sub(1)?).expect("blocks are counted in 32 bits");
         (self.loaded..self.moved).contains(&block).then_some(block)
+    }
+
+    /// How often an event that came here had been rescheduled before.
+    pub(crate) fn version_of(&self, sequence: Sequence) -> u64 {
+        let forwarded = self.footer.as_ref().and_then(|footer| footer.forwarded(sequence));
+        forwarded.map_or(0, |forwarded| forwarded.forward.version)
+    }
+
+    /// The key that an event has here, and the block that holds it, if it is here and nowhere else.
+    pub(crate) fn place_of(&self, event: EventId) -> Option<(Key, u32)> {
+        let forwarded = self.footer.as_ref()?.forwarded(event.sequence);
+        let schedule_time = WallMs(event.schedule_time_ms);
+        // One that was never rescheduled is due when its id says: it was far ahead when it was accepted.
+        let due = forwarded.map_or(schedule_time, |forwarded| forwarded.due);
+        let is_named = forwarded.is_none_or(|forwarded| forwarded.forward.schedule_time == schedule_time);
+        let key = (due, event.sequence);
+        if !is_named || self.ended.contains_key(&key) {
+            return None;
+        }
+        Some((key, self.block_of(key)?))
     }
 
     /// Ended events in blocks that are not loaded: what a crash must not change.

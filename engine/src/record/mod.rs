@@ -43,6 +43,15 @@ pub const CANCELLED_SIZE_BYTES: usize = 24;
 /// One task's progress in a `Relocated` body.
 pub const PROGRESS_SIZE_BYTES: usize = 24;
 
+/// What a `Relocated` body says more of an event that was rescheduled.
+pub const FORWARD_SIZE_BYTES: usize = 16;
+
+/// A `Rescheduled` record.
+pub const RESCHEDULED_SIZE_BYTES: usize = HEADER_SIZE_BYTES + 32;
+
+/// Fixed part of a `RescheduledInRun` body.
+pub const RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES: usize = 48;
+
 mod kind {
     pub(super) const PUBLISHED: u8 = 1;
     pub(super) const RELOCATED: u8 = 2;
@@ -55,6 +64,8 @@ mod kind {
     pub(super) const MOVED: u8 = 9;
     pub(super) const LOADED: u8 = 10;
     pub(super) const CANCELLED_IN_RUN: u8 = 11;
+    pub(super) const RESCHEDULED: u8 = 12;
+    pub(super) const RESCHEDULED_IN_RUN: u8 = 13;
     pub(super) const PUBLISHED_NAMED: u8 = 14;
     pub(super) const NAMES: u8 = 15;
     pub(super) const NAMES_FORGOTTEN: u8 = 16;
@@ -86,6 +97,8 @@ pub enum Record<'a> {
         sequence: Sequence,
         /// The effective due time, unchanged.
         due: WallMs,
+        /// Where it was rescheduled.
+        forward: Option<Forward>,
         /// What its tasks had come to.
         progress: Vec<TaskProgress>,
         /// Its bytes, padded to 8.
@@ -169,6 +182,32 @@ pub enum Record<'a> {
         /// Their due times, sequences and topics.
         events: RunKeys<'a>,
     },
+    /// An event whose bytes are in the log has another due time from now on.
+    Rescheduled {
+        /// Its sequence, unchanged.
+        sequence: Sequence,
+        /// The effective due time from now on.
+        due: WallMs,
+        /// What its id needs to be known by.
+        forward: Forward,
+    },
+    /// An event was rescheduled while it was in a run: it has ended there, and lives in this block of the log.
+    RescheduledInRun {
+        /// Which run.
+        run: RunId,
+        /// Its topic.
+        topic: TopicId,
+        /// Its sequence, unchanged.
+        sequence: Sequence,
+        /// The effective due time, which it has in the run.
+        was_due: WallMs,
+        /// The effective due time from now on.
+        due: WallMs,
+        /// What its id needs to be known by.
+        forward: Forward,
+        /// Its bytes, padded to 8.
+        event: &'a [u8],
+    },
     /// Names from an older block, repeated so that the older block can go.
     Names {
         /// Their topic.
@@ -187,6 +226,15 @@ pub enum Record<'a> {
         /// Names of smaller sequences are forgotten.
         before: Sequence,
     },
+}
+
+/// What is kept of an event that was rescheduled, until it ends: its id stays as it was, and its due time does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Forward {
+    /// The due time that its id carries.
+    pub schedule_time: WallMs,
+    /// How often it was rescheduled, from 1 on.
+    pub version: u64,
 }
 
 /// The names of events that one record publishes.

@@ -5,8 +5,8 @@ use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings
 use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::{
-    CANCELLED_SIZE_BYTES, HEADER_SIZE_BYTES, HeldNames, NameHashes, Record, RunKeys, RunStatement, Sequences,
-    TaskProgress, WALL_MAX, kind,
+    CANCELLED_SIZE_BYTES, Forward, HEADER_SIZE_BYTES, HeldNames, NameHashes, Record, RunKeys, RunStatement,
+    Sequences, TaskProgress, WALL_MAX, kind,
 };
 use crate::far::RunId;
 
@@ -83,13 +83,14 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             let names = NameHashes(body.entries(name_count)?);
             Some(Record::Published { topic, first_sequence, count, accepted, names, events: body.rest() })
         }
-        (kind::RELOCATED, 0, 0) => {
+        (kind::RELOCATED, is_forwarded @ (0 | 1), 0) => {
             let topic = TopicId(body.u32()?);
             let count = body.u32()?;
             let sequence = body.sequence()?;
             let due = body.wall()?;
+            let forward = if is_forwarded == 1 { Some(body.forward()?) } else { None };
             let progress = (0..count).map(|_| body.progress()).collect::<Option<_>>()?;
-            Some(Record::Relocated { topic, sequence, due, progress, event: body.rest() })
+            Some(Record::Relocated { topic, sequence, due, forward, progress, event: body.rest() })
         }
         (kind::COMPLETED, outcome, 0 | 1) => {
             let outcome = Outcome::from_code(outcome)?;
@@ -175,6 +176,17 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             events.0.chunks_exact(CANCELLED_SIZE_BYTES).all(is_zero).then_some(())?;
             Some(Record::CancelledInRun { run, events })
         }
+        (kind::RESCHEDULED, 0, 0) => {
+            let (sequence, due, forward) = (body.sequence()?, body.wall()?, body.forward()?);
+            Some(Record::Rescheduled { sequence, due, forward })
+        }
+        (kind::RESCHEDULED_IN_RUN, 0, 0) => {
+            let (run, topic) = (RunId(body.u32()?), TopicId(body.u32()?));
+            let sequence = body.sequence()?;
+            let (was_due, due, forward) = (body.wall()?, body.wall()?, body.forward()?);
+            let event = body.rest();
+            Some(Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event })
+        }
         (kind::NAMES, 0, 0) => {
             let topic = TopicId(body.u32()?);
             let count = body.u32()? as usize;
@@ -256,6 +268,10 @@ impl<'a> Reader<'a> {
     fn text(&mut self) -> Option<String> {
         let len = usize::from(u16::from_le_bytes(self.take()?));
         String::from_utf8(self.bytes(len)?.to_vec()).ok()
+    }
+
+    fn forward(&mut self) -> Option<Forward> {
+        Some(Forward { schedule_time: self.wall()?, version: self.u64()? })
     }
 
     fn progress(&mut self) -> Option<TaskProgress> {

@@ -4,7 +4,7 @@ use escapement_protocol::event::padded_len;
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
-use super::{HEADER_SIZE_BYTES, RunStatement, TaskProgress, kind};
+use super::{Forward, HEADER_SIZE_BYTES, RunStatement, TaskProgress, kind};
 use crate::far::RunId;
 use crate::names::{Name, NameHash};
 
@@ -110,14 +110,16 @@ impl<'a> RecordWriter<'a> {
         topic: TopicId,
         sequence: Sequence,
         due: WallMs,
+        forward: Option<Forward>,
         progress: &[TaskProgress],
         event: &[u8],
     ) {
-        self.record(kind::RELOCATED, 0, 0, |out| {
+        self.record(kind::RELOCATED, u8::from(forward.is_some()), 0, |out| {
             out.extend_from_slice(&topic.0.to_le_bytes());
             out.extend_from_slice(&(progress.len() as u32).to_le_bytes());
             out.extend_from_slice(&sequence.0.to_le_bytes());
             out.extend_from_slice(&due.0.to_le_bytes());
+            forward.into_iter().for_each(|forward| put_forward(out, forward));
             for task in progress {
                 out.extend_from_slice(&task.subscription.0.to_le_bytes());
                 out.extend_from_slice(&task.attempt.to_le_bytes());
@@ -285,10 +287,45 @@ impl<'a> RecordWriter<'a> {
         });
     }
 
+    /// Another due time of an event whose bytes are in the log.
+    pub fn rescheduled(&mut self, sequence: Sequence, due: WallMs, forward: Forward) {
+        self.record(kind::RESCHEDULED, 0, 0, |out| {
+            out.extend_from_slice(&sequence.0.to_le_bytes());
+            out.extend_from_slice(&due.0.to_le_bytes());
+            put_forward(out, forward);
+        });
+    }
+
+    /// Another due time of an event that was in a run until now, where it was due at `key`'s first.
+    pub fn rescheduled_in_run(
+        &mut self,
+        run: RunId,
+        topic: TopicId,
+        key: (WallMs, Sequence),
+        due: WallMs,
+        forward: Forward,
+        event: &[u8],
+    ) {
+        self.record(kind::RESCHEDULED_IN_RUN, 0, 0, |out| {
+            out.extend_from_slice(&run.0.to_le_bytes());
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            for number in [key.1.0, key.0.0, due.0] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            put_forward(out, forward);
+            out.extend_from_slice(event);
+        });
+    }
+
     /// Counters.
     pub fn mark(&mut self, next_sequence: Sequence) {
         self.record(kind::MARK, 0, 0, |out| out.extend_from_slice(&next_sequence.0.to_le_bytes()));
     }
+}
+
+fn put_forward(out: &mut Vec<u8>, forward: Forward) {
+    out.extend_from_slice(&forward.schedule_time.0.to_le_bytes());
+    out.extend_from_slice(&forward.version.to_le_bytes());
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {

@@ -8,7 +8,7 @@ use escapement_protocol::{Outcome, Sequence, ShardId, SubscriptionId, TopicId, W
 use super::{Shard, owner_of};
 use crate::effects::{Effects, Message};
 use crate::far::{NoRuns, RunError, RunFiles};
-use crate::record::{Record, RecordError, TaskProgress, published_events, records};
+use crate::record::{Forward, Record, RecordError, TaskProgress, published_events, records};
 use crate::table::Entry;
 
 /// Events whose entries are brought near together, before the first of them is worked on.
@@ -124,8 +124,8 @@ impl Shard {
                 self.apply_names_published(block, topic, first_sequence, accepted, names, events);
                 self.cancel_named_waiting(out);
             }
-            Record::Relocated { topic, sequence, due, progress, event } => {
-                self.apply_relocated(block, topic, sequence, due, progress, event);
+            Record::Relocated { topic, sequence, due, forward, progress, event } => {
+                self.apply_relocated(block, topic, sequence, (due, forward), progress, event);
             }
             Record::Completed { subscription, outcome, last, sequences } => {
                 in_batches(sequences.iter(), |batch| {
@@ -158,6 +158,11 @@ impl Shard {
             }
             Record::CancelledInRun { run, events } => {
                 events.with_topics().for_each(|(key, topic)| self.apply_cancelled_in_run(run, key, topic));
+            }
+            Record::Rescheduled { sequence, due, forward } => self.apply_rescheduled(sequence, due, forward),
+            Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event } => {
+                let changed = (topic, due, forward);
+                self.apply_rescheduled_in_run(block, run, (was_due, sequence), changed, event)?;
             }
             Record::Names { topic, of_block, first, names } => {
                 self.apply_names_again(block, topic, of_block, first, names);
@@ -211,10 +216,14 @@ impl Shard {
         block: u64,
         topic: TopicId,
         sequence: Sequence,
-        due: WallMs,
+        (due, forward): (WallMs, Option<Forward>),
         progress: Vec<TaskProgress>,
         event: &[u8],
     ) {
+        if self.recovering && self.durable.version(sequence) != forward.map_or(0, |held| held.version) {
+            // What a run brought of which the log does not say any more that the event had left it.
+            self.end_event(sequence);
+        }
         if let Some(entry) = self.durable.table.get_mut(sequence) {
             let before = std::mem::replace(&mut entry.block, block as u32);
             self.durable.ledger.gone(before);
@@ -224,6 +233,9 @@ impl Shard {
             let location = self.durable.payloads.insert(sequence, event);
             self.durable.table.insert(sequence, Entry { due, location, topic, block: block as u32 });
             self.durable.copies.add(topic, 1);
+            if let Some(forward) = forward {
+                self.durable.forwards.insert(sequence, forward);
+            }
             if !progress.is_empty() {
                 self.durable.progress.entry(sequence).extend(progress);
             }
@@ -268,6 +280,7 @@ impl Shard {
         self.durable.copies.remove(entry.topic);
         self.durable.ledger.gone(entry.block);
         self.durable.progress.remove(sequence);
+        self.durable.forwards.remove(&sequence);
         Some(entry.topic)
     }
 
@@ -325,7 +338,7 @@ impl ProgressMap {
         self.events.entry(event).or_insert_with(|| self.spare.pop().unwrap_or_default())
     }
 
-    fn remove(&mut self, event: Sequence) {
+    pub(super) fn remove(&mut self, event: Sequence) {
         if self.events.is_empty() {
             return;
         }

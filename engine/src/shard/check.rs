@@ -33,8 +33,9 @@ impl Shard {
     /// # Errors
     /// The first one that does not.
     pub fn audit(&self) -> Result<(), String> {
-        let Durable { table, payloads, ledger, copies, progress, next_sequence, runs, names, .. } =
-            &self.durable;
+        let Durable {
+            table, payloads, ledger, copies, progress, forwards, next_sequence, runs, names, ..
+        } = &self.durable;
         runs.audit()?;
         names.audit()?;
         let counted = [("in its block", ledger.live()), ("in its topic", copies.pending() as u64)];
@@ -65,6 +66,9 @@ impl Shard {
         if let Some(Sequence(event)) = progress.events().find(|event| table.get(*event).is_none()) {
             return Err(format!("event {event} has progress and is not pending"));
         }
+        if let Some(Sequence(event)) = forwards.keys().find(|event| table.get(**event).is_none()) {
+            return Err(format!("event {event} was rescheduled and is not pending"));
+        }
         match table.iter().find(|(sequence, _)| sequence.0 >= *next_sequence) {
             Some((Sequence(event), _)) => {
                 Err(format!("event {event} is pending, and the next to be given out is {next_sequence}"))
@@ -83,6 +87,10 @@ impl Shard {
             add(&entry.due.0.to_le_bytes());
             add(&entry.topic.0.to_le_bytes());
             add(self.durable.payloads.event(entry.location));
+            if let Some(forward) = self.durable.forwards.get(&sequence) {
+                add(&forward.schedule_time.0.to_le_bytes());
+                add(&forward.version.to_le_bytes());
+            }
             let mut tasks: Vec<_> = self.durable.progress.get(sequence).to_vec();
             tasks.sort_unstable_by_key(|task| task.subscription);
             for task in tasks {

@@ -36,14 +36,15 @@ impl Shard {
         let most = self.config.batch_count_max;
         let mut due = std::mem::take(&mut self.volatile.due);
         let table = &self.durable.table;
-        let fenced = &self.volatile.fenced;
+        let Volatile { wheel, fenced, rescheduling, .. } = &mut self.volatile;
         let due_of = |key: u64| {
             let sequence = Sequence(key);
             let entry = table.get(sequence)?;
-            // An event whose cancellation is on its way to the disk must not leave.
-            (fenced.is_empty() || !fenced.contains(&sequence)).then_some(Tick(entry.due.0))
+            // An event whose cancellation or other due time is on its way to the disk must not leave.
+            let is_changing = fenced.contains(&sequence) || rescheduling.contains_key(&sequence);
+            (!is_changing).then_some(Tick(entry.due.0))
         };
-        let mut more_due = self.volatile.wheel.advance(Tick(now.0), most, due_of, &mut due);
+        let mut more_due = wheel.advance(Tick(now.0), most, due_of, &mut due);
         self.durable.warm(due.iter().map(|sequence| Sequence(*sequence)));
         self.hold_back(&mut due, unread);
         self.expand(&due, None, out);
@@ -95,7 +96,7 @@ impl Shard {
                 volatile.fanout.insert(sequence, count as u32);
             }
             if task.expires
-                && let Some(expiry) = expire_time(event, entry.due)
+                && let Some(expiry) = expire_time(event, entry.due, durable.forwards.contains_key(&sequence))
             {
                 if expiry <= now.wall {
                     open().for_each(|(id, _)| volatile.end_task(*id, sequence, Outcome::Expired));

@@ -6,7 +6,7 @@
 
 use escapement_protocol::{EventView, Sequence, SubscriptionId, Tag, WallMs, event::has_ttl};
 
-use super::{SWEEP_COUNT, Shard, Volatile};
+use super::{Durable, SWEEP_COUNT, Shard, Volatile};
 use crate::effects::{Effects, Message};
 use crate::record::WALL_MAX;
 use crate::wheel::Tick;
@@ -20,12 +20,15 @@ pub struct Undelivered {
     pub skipped: u64,
 }
 
-/// When an event that is due at `due` expires, if ever: the one place that says so.
-pub(super) fn expire_time(event: &[u8], due: WallMs) -> Option<WallMs> {
+/// When an event that is due at `due` expires, if ever: the one place that says so. The ttl of one that was rescheduled
+/// counts from when it is due now.
+pub(super) fn expire_time(event: &[u8], due: WallMs, is_rescheduled: bool) -> Option<WallMs> {
     if !has_ttl(event) {
         return None;
     }
-    EventView::trusted(event)?.expire_time(due).map(|expiry| expiry.min(WALL_MAX))
+    let view = EventView::trusted(event)?;
+    let expiry = if is_rescheduled { due.plus_ms(view.ttl_ms()?) } else { view.expire_time(due)? };
+    Some(expiry.min(WALL_MAX))
 }
 
 impl Shard {
@@ -38,7 +41,11 @@ impl Shard {
     /// Whether a pending event's ttl has passed.
     pub(super) fn has_expired(&self, sequence: Sequence) -> bool {
         let Some(entry) = self.durable.table.get(sequence) else { return false };
-        let expiry = expire_time(self.durable.payloads.event(entry.location), entry.due);
+        let expiry = expire_time(
+            self.durable.payloads.event(entry.location),
+            entry.due,
+            self.durable.forwards.contains_key(&sequence),
+        );
         expiry.is_some_and(|expiry| expiry <= self.volatile.now.wall)
     }
 
@@ -49,10 +56,14 @@ impl Shard {
         }
         let mut due = std::mem::take(&mut self.volatile.due);
         let Volatile { expiries, now, open_tasks, .. } = &mut self.volatile;
-        let (table, payloads) = (&self.durable.table, &self.durable.payloads);
+        let Durable { table, payloads, forwards, .. } = &self.durable;
         let due_of = |key| {
             let entry = table.get(Sequence(key))?;
-            let expiry = expire_time(payloads.event(entry.location), entry.due)?;
+            let expiry = expire_time(
+                payloads.event(entry.location),
+                entry.due,
+                forwards.contains_key(&Sequence(key)),
+            )?;
             Some(Tick(expiry.0))
         };
         expiries.advance(Tick(now.wall.0), self.config.batch_count_max, due_of, &mut due);

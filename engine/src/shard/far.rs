@@ -9,7 +9,7 @@ mod rewrite;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use escapement_protocol::{MonoNs, Now, Sequence, WallMs};
 
@@ -75,8 +75,8 @@ pub(super) struct Far {
     coming_bytes: usize,
     /// Runs that are being read, each with the due time of the first event that this brings.
     reading: Vec<(WallMs, RunId)>,
-    /// Cancelled in a run, on their way to the disk.
-    pub(super) cancelled: HashSet<Sequence>,
+    /// Cancelled in a run, which is given, on their way to the disk.
+    pub(super) cancelled: HashMap<Sequence, RunId>,
     /// Look-ups of events that are being loaded.
     waiting: Vec<LookUp>,
     lookup_count: usize,
@@ -114,8 +114,7 @@ impl Far {
     }
 
     pub(super) fn is_moving(&self, sequence: Sequence) -> Option<RunId> {
-        let moving = self.moving.iter().find(|moving| moving.sequences.binary_search(&sequence).is_ok());
-        moving.map(|moving| moving.run)
+        is_moving(&self.moving, sequence)
     }
 
     /// The first run to be read whose next event is due after `due`.
@@ -142,7 +141,7 @@ impl Far {
 
     /// Whether an event's cancellation in a run is on its way to the disk.
     pub(super) fn is_cancelled(&self, sequence: Sequence) -> bool {
-        !self.cancelled.is_empty() && self.cancelled.contains(&sequence)
+        !self.cancelled.is_empty() && self.cancelled.contains_key(&sequence)
     }
 
     /// A run was made, or given up.
@@ -161,6 +160,12 @@ impl Far {
         self.purposes.insert(ticket, purpose);
         out.run_ops.push((ticket, op));
     }
+}
+
+/// The run that an event is on its way to.
+fn is_moving(moving: &VecDeque<Moving>, sequence: Sequence) -> Option<RunId> {
+    let moving = moving.iter().find(|moving| moving.sequences.binary_search(&sequence).is_ok());
+    moving.map(|moving| moving.run)
 }
 
 impl Shard {

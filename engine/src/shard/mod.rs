@@ -16,6 +16,7 @@ mod names;
 mod publish;
 mod query;
 mod relocate;
+mod reschedule;
 
 use std::collections::VecDeque;
 
@@ -28,6 +29,7 @@ use crate::effects::{Effects, Input, Message, Ticket};
 use crate::far::{RunError, Runs};
 use crate::names::Names;
 use crate::payload::PayloadStore;
+use crate::record::{FORWARD_SIZE_BYTES, Forward};
 use crate::registry::{Registry, owner_of};
 use crate::table::EventTable;
 use crate::wheel::{Tick, Wheel};
@@ -36,8 +38,9 @@ use apply::{ProgressMap, Progressed};
 pub use control::newest_control;
 use copies::Copies;
 pub use expiry::Undelivered;
-use far::Far;
+use far::{Aim, Far, LookUp};
 use ledger::{Ledger, Place};
+use reschedule::Rescheduling;
 
 /// Entries of the wheel that are looked at in one turn, when it drops those of cancelled events.
 const SWEEP_COUNT: usize = 1_024;
@@ -109,6 +112,9 @@ struct Durable {
     payloads: PayloadStore,
     /// Only for events whose tasks have a history.
     progress: ProgressMap,
+    /// Only for events in memory that were rescheduled. Where an event is in the log, a record of its own there, or of
+    /// its copy, says so; where it is in a run, the run's footer does.
+    forwards: HashMap<Sequence, Forward>,
     next_sequence: u64,
     ledger: Ledger,
     copies: Copies,
@@ -152,6 +158,8 @@ struct Volatile {
     log_room_bytes: usize,
     /// Cancelled, not yet durable.
     fenced: HashSet<Sequence>,
+    /// Rescheduled, not yet durable.
+    rescheduling: HashMap<Sequence, Rescheduling>,
     /// Tasks that routers have of events of this shard.
     open_tasks: usize,
     /// Whether they are as many as may be, and what is due waits for some to end.
@@ -213,6 +221,7 @@ impl Shard {
                 table: EventTable::default(),
                 payloads: PayloadStore::default(),
                 progress: ProgressMap::default(),
+                forwards: HashMap::new(),
                 next_sequence: 1,
                 ledger: Ledger::default(),
                 copies: Copies::default(),
@@ -235,6 +244,7 @@ impl Shard {
                 draining: false,
                 log_room_bytes: usize::MAX,
                 fenced: HashSet::new(),
+                rescheduling: HashMap::new(),
                 open_tasks: 0,
                 is_full: false,
                 open: counts::Open::default(),
@@ -322,7 +332,10 @@ impl Shard {
             Input::Publish { ticket, topic, count, events } => {
                 self.publish(ticket, topic, count, events, out);
             }
-            Input::Cancel { ticket, event } => self.cancel(ticket, event, out),
+            Input::Cancel { ticket, event } => self.change(LookUp { ticket, event, aim: Aim::Cancel }, out),
+            Input::Reschedule { ticket, event, due, expected } => {
+                self.change(LookUp { ticket, event, aim: Aim::Reschedule { due, expected } }, out);
+            }
             Input::Query { ticket, query } => self.query(ticket, &query, out),
             Input::CancelByName { ticket, topic, name } => self.cancel_by_name(ticket, topic, name, out),
             Input::Admin { ticket, request } => self.admin(ticket, request, out),
@@ -390,6 +403,7 @@ impl Shard {
             bytes: self.durable.payloads.event(entry.location),
             due: entry.due,
             topic: entry.topic,
+            forward: self.durable.forwards.get(&sequence).copied(),
         })
     }
 
@@ -420,6 +434,7 @@ impl Shard {
             + self.durable.copies.size_bytes()
             + self.durable.runs.statements_size_bytes()
             + self.durable.names.statements_size_bytes()
+            + self.durable.forwards.len() * FORWARD_SIZE_BYTES
     }
 
     /// From now on nothing more becomes due here; results are still taken.
@@ -496,6 +511,9 @@ impl PendingEvent<'_> {
     /// The due time as its publisher asked for it, which the event's id carries.
     #[must_use]
     pub fn schedule_time(&self) -> WallMs {
+        if let Some(forward) = self.forward {
+            return forward.schedule_time;
+        }
         // A delay counts from acceptance and never lies before it, so that both due times are one.
         let view = escapement_protocol::EventView::trusted(self.bytes);
         view.and_then(|event| event.stated_time()).unwrap_or(self.due)
@@ -511,6 +529,8 @@ pub struct PendingEvent<'a> {
     pub due: WallMs,
     /// Its topic.
     pub topic: escapement_protocol::TopicId,
+    /// Where it was rescheduled.
+    pub forward: Option<Forward>,
 }
 
 /// When a shard must be maintained next, on each clock.

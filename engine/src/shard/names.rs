@@ -9,6 +9,7 @@ use escapement_protocol::event::padded_len;
 use escapement_protocol::frame::CancelVerdict;
 use escapement_protocol::{ErrorCode, EventId, EventView, MonoNs, Sequence, TopicId, WallMs};
 
+use super::far::{Aim, LookUp};
 use super::publish::{Offer, RUN_SIZE_BYTES_MAX, SPACE_RETRY_AFTER_MS, cut};
 use super::{Durable, Shard};
 use crate::effects::{Duplicate, Effects, Refusal, ReplyBody, Ticket};
@@ -181,7 +182,7 @@ impl Shard {
             Some(&Name { sequence, schedule_time, .. }) => {
                 let shard = self.config.shard;
                 let event = EventId { shard, sequence, schedule_time_ms: schedule_time.0 };
-                self.cancel(ticket, event, out);
+                self.change(LookUp { ticket, event, aim: Aim::Cancel }, out);
             }
         }
     }

@@ -1,21 +1,28 @@
-//! Accepting events, and cancelling them.
+//! Accepting events.
 
 use escapement_protocol::event::{padded_len, stated_len};
-use escapement_protocol::{ErrorCode, EventId, MonoNs, Outcome, Sequence, TopicId};
+use escapement_protocol::{ErrorCode, MonoNs, Sequence, TopicId};
 
-use super::far::{Aim, LookUp};
-use super::query::state_of;
+use super::Shard;
 use super::relocate::PROGRESS_COUNT_MAX;
-use super::{Ended, Shard};
+use super::reschedule::Rescheduling;
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
-use crate::record::{HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES};
-use escapement_protocol::frame::CancelVerdict;
+use crate::record::{
+    FORWARD_SIZE_BYTES, Forward, HEADER_SIZE_BYTES, PROGRESS_SIZE_BYTES, PUBLISHED_FIXED_SIZE_BYTES,
+    RELOCATED_FIXED_SIZE_BYTES, RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES,
+};
 
 /// Most bytes of events in one record, unless a single event is larger: blocks are cut between records.
 pub(super) const RUN_SIZE_BYTES_MAX: usize = 128 * 1024;
 
-/// Bytes of a `Published` record besides its events; a `Relocated` one needs no more but for its progress.
-const RECORD_OVERHEAD_SIZE_BYTES: usize = HEADER_SIZE_BYTES + PUBLISHED_FIXED_SIZE_BYTES;
+/// Bytes of a record besides an event, of whatever kind: a `Relocated` one needs as many and its progress.
+const RECORD_OVERHEAD_SIZE_BYTES: usize = HEADER_SIZE_BYTES + RELOCATED_FIXED_SIZE_BYTES + FORWARD_SIZE_BYTES;
+
+const _: () = assert!(PUBLISHED_FIXED_SIZE_BYTES <= RELOCATED_FIXED_SIZE_BYTES);
+const _: () = assert!(
+    HEADER_SIZE_BYTES + RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES
+        <= RECORD_OVERHEAD_SIZE_BYTES + PROGRESS_SIZE_BYTES_MAX
+);
 
 /// Kept free beside an event, so that its relocation, with a history of many tasks, fits a block too.
 const PROGRESS_SIZE_BYTES_MAX: usize = PROGRESS_COUNT_MAX * PROGRESS_SIZE_BYTES;
@@ -176,48 +183,11 @@ impl Shard {
     }
 
     /// Bytes of the log for what is published. A part is left for far-future events that come back.
-    fn publish_room_bytes(&self) -> usize {
+    pub(super) fn publish_room_bytes(&self) -> usize {
         let room = self.log_room_bytes();
         let is_any_far = self.durable.runs.pending() > 0;
         let kept = if is_any_far { room.saturating_add(self.relocation_size_bytes()) / 8 } else { 0 };
         room.saturating_sub(kept)
-    }
-
-    pub(super) fn cancel(&mut self, ticket: Ticket, event: EventId, out: &mut Effects) {
-        let sequence = event.sequence;
-        let is_named = self.named(event).is_some();
-        if is_named && self.volatile.far.is_cancelled(sequence) {
-            // On its way to a run, or there: the first request's record is on its way, and this answer waits for it too.
-            return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
-        }
-        let verdict = match self.durable.table.get(sequence).filter(|_| is_named) {
-            Some(_) if self.volatile.fenced.contains(&sequence) => {
-                // The first request's record is on its way: this answer waits for it too.
-                return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
-            }
-            Some(entry) if entry.due <= self.volatile.now.wall => {
-                let tasks = self.durable.progress.get(sequence);
-                let attempt = tasks.iter().map(|task| task.attempt).max().unwrap_or(0);
-                CancelVerdict::TooLate { state: state_of(self.volatile.now.wall, entry.due, tasks), attempt }
-            }
-            Some(entry) => {
-                if let Some(run) = self.volatile.far.is_moving(sequence) {
-                    let (due, topic) = (entry.due, entry.topic);
-                    return self.log_cancelled(ticket, run, ((due, sequence), topic), out);
-                }
-                self.volatile.fenced.insert(sequence);
-                self.volatile.ended.push(Ended {
-                    subscription: escapement_protocol::SubscriptionId(0),
-                    outcome: Outcome::Cancelled,
-                    last: true,
-                    sequence,
-                });
-                self.log_ended(out);
-                return out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
-            }
-            None => return self.look_up(LookUp { ticket, event, aim: Aim::Cancel }, out),
-        };
-        out.reply(ticket, ReplyBody::Cancelled(verdict));
     }
 
     /// Bytes of what says where pending events are, and when they are due.
@@ -243,6 +213,8 @@ impl Shard {
         payload_bytes
             + self.index_bytes()
             + self.durable.progress.memory_bytes()
+            + self.durable.forwards.capacity() * size_of::<(Sequence, Forward)>()
+            + self.volatile.rescheduling.capacity() * size_of::<(Sequence, Rescheduling)>()
             + self.durable.names.memory_bytes()
             + self.volatile.naming.memory_bytes()
             + self.volatile.far.memory_bytes()

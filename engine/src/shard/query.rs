@@ -77,7 +77,7 @@ impl Shard {
         let Some(held) = self.named(event) else {
             return self.look_up(LookUp { ticket, event, aim: Aim::Get { peek } }, out);
         };
-        let PendingEvent { bytes, due, topic } = held;
+        let PendingEvent { bytes, due, topic, .. } = held;
         let tasks = self.durable.progress.get(event.sequence);
         let (size_bytes, place) = (bytes.len() as u32, EventPlace::Memory);
         let known = Known { due, topic, size_bytes, place, tasks };

@@ -69,7 +69,7 @@ impl Shard {
         }
         let (now, horizon) = (self.volatile.now.mono, self.horizon());
         let run_size_bytes = self.config.run_size_bytes;
-        let Volatile { ending, progressed, relocated_upto, far, .. } = &mut self.volatile;
+        let Volatile { ending, progressed, rescheduling, relocated_upto, far, .. } = &mut self.volatile;
         // The end of these is in the log before the copy would be: a copy would bring them back in replay.
         let mut ending: Vec<Sequence> = ending.iter().copied().collect();
         ending.sort_unstable();
@@ -91,8 +91,13 @@ impl Shard {
             if far.is_moving(sequence).is_some() {
                 continue;
             }
+            // As all that the log says of it before has it, applied here or not.
+            let changing = rescheduling.get(&sequence);
+            let due = changing.map_or(entry.due, |changing| changing.due);
+            let forward = changing.map(|changing| changing.forward);
+            let forward = forward.or_else(|| self.durable.forwards.get(&sequence).copied());
             // A run is where it belongs, not the log once more.
-            if entry.due > horizon && far.awaits_flush(now, place, run_size_bytes) {
+            if due > horizon && far.awaits_flush(now, place, run_size_bytes) {
                 *relocated_upto = place;
                 break;
             }
@@ -103,7 +108,7 @@ impl Shard {
                 progressed.apply_to(&mut tasks);
             }
             let (inline, rest) = tasks.split_at(tasks.len().min(PROGRESS_COUNT_MAX));
-            out.log().relocated(entry.topic, sequence, entry.due, inline, event);
+            out.log().relocated(entry.topic, sequence, due, forward, inline, event);
             more.extend(rest.iter().map(|task| (sequence, *task)));
         }
         // Later than the copy that they belong to, which is all that counts.

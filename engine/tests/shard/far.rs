@@ -9,7 +9,7 @@ use escapement_protocol::frame::CancelVerdict;
 use escapement_protocol::settings::SubscriptionSettings;
 use escapement_protocol::{AttemptResult, EventId, Sequence, ShardId, SubscriptionId, TopicId, WallMs};
 
-use crate::rig::{Rig, START, config, event};
+use crate::rig::{Numbers, Rig, START, config, event};
 
 const HORIZON_MS: u64 = 60_000;
 const HOUR_MS: u64 = 3_600_000;
@@ -219,16 +219,6 @@ fn a_damaged_run_stops_the_shard_and_nothing_wrong_is_delivered() {
     let damage = rig.shard(0).run_damage().expect("seen").to_string();
     assert!(damage.contains("far/00000001.run is damaged, at block 0"), "{damage}");
     assert!(rig.pushes.is_empty());
-}
-
-/// A small generator of numbers, the same for the same seed.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % most
-    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod names;
 mod reading;
 mod refusals;
 mod replay;
+mod reschedule;
 mod rewrite;
 mod rig;
 mod ttl;

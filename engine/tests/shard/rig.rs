@@ -513,6 +513,12 @@ impl Rig {
         }
     }
 
+    pub(crate) fn reschedule(&mut self, event: EventId, due: WallMs, expected: Option<u64>) -> Ticket {
+        let ticket = self.ticket();
+        self.step(event.shard.0, Input::Reschedule { ticket, event, due, expected });
+        ticket
+    }
+
     pub(crate) fn check(&self) {
         self.slots.iter().for_each(|slot| slot.shard.check());
     }
@@ -533,4 +539,14 @@ pub(crate) fn topic_record(id: TopicId, version: u64, name: &str) -> Vec<u8> {
     let settings = TopicSettings { name: name.into(), ..TopicSettings::default() };
     RecordWriter::new(&mut bytes, &mut count).topic(id, version, &settings);
     bytes
+}
+
+/// A small generator of numbers, the same for the same seed.
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    pub(crate) fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most
+    }
 }

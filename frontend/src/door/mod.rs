@@ -6,7 +6,7 @@
 //! for what must be asked of shards and sessions; answers come back by ticket.
 
 mod admin;
-mod cancel;
+mod change;
 mod publish;
 mod query;
 mod stream;
@@ -21,6 +21,7 @@ use escapement_protocol::frame::{
 };
 use escapement_protocol::{
     EVENT_SIZE_BYTES_MAX, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Now, PROTOCOL_VERSION, ShardId, TopicId,
+    WallMs,
 };
 
 use publish::Publisher;
@@ -63,7 +64,8 @@ pub struct OpenSession {
 }
 
 /// What the door asks of the rest of the core. Tickets are answered once each, by
-/// [`Door::published`], [`Door::cancelled`], [`Door::administered`], [`Door::answered`] or [`Door::refused`].
+/// [`Door::published`], [`Door::cancelled`], [`Door::rescheduled`], [`Door::administered`], [`Door::answered`] or
+/// [`Door::refused`].
 pub trait Backend<S> {
     /// Events for one shard, verified, each padded to 8.
     fn publish(&mut self, ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: &[u8]);
@@ -75,6 +77,8 @@ pub trait Backend<S> {
     fn query(&mut self, ticket: u64, query: Query);
     /// Cancel the event of a name, of which the source is filled in.
     fn cancel_by_name(&mut self, ticket: u64, shard: ShardId, topic: TopicId, name: &EventName<'_>);
+    /// Give an event another due time, at once where it is past; where a version is given, only in that one.
+    fn reschedule(&mut self, ticket: u64, event: EventId, due: WallMs, expected: Option<u64>);
     /// Create a control object.
     fn create(&mut self, ticket: u64, request: AdminRequest);
     /// Keep every shard's files as they are, for as long as `hold_ms`, the stream and [`Backend::end_snapshot`] allow.
@@ -106,7 +110,7 @@ pub struct DoorConfig {
 
 enum Waiting<S> {
     Publish { stream: S, batch: u64, part: usize },
-    Cancel { stream: S, request: u64, slot: usize },
+    Change { stream: S, request: u64, slot: usize },
     Admin { stream: S, request: u64 },
     Query { stream: S, request: u64, answer_size_bytes: usize },
 }
@@ -273,8 +277,9 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 self.send(stream, &Frame::Detached);
                 Ok(())
             }
-            Frame::Cancel(cancel) => self.cancel(stream, cancel.request, cancel.events, backend),
+            Frame::Cancel(cancel) => self.cancel(stream, &cancel, backend),
             Frame::CancelByName(cancel) => self.cancel_by_name(stream, &cancel, backend),
+            Frame::Reschedule(reschedule) => self.reschedule(now, stream, &reschedule, backend),
             Frame::Admin { request: 0, .. } => Err(malformed(REQUEST_ZERO)),
             Frame::Admin { request, body } => {
                 self.admin(stream, request, body, backend);
@@ -358,7 +363,7 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
     pub fn refused(&mut self, ticket: u64, refusal: &Refusal) {
         match self.waiting.get(ticket as usize) {
             Some(Waiting::Publish { .. }) => self.published(ticket, PublishAnswer::Refused(refusal.clone())),
-            Some(Waiting::Cancel { .. }) => self.cancel_answered(ticket, Err(refusal.clone())),
+            Some(Waiting::Change { .. }) => self.change_refused(ticket, refusal.clone()),
             Some(Waiting::Admin { stream, request }) => {
                 let (stream, request) = (*stream, *request);
                 self.waiting.remove(ticket as usize);

@@ -2,7 +2,7 @@
 
 use hashbrown::HashMap;
 
-use escapement_protocol::frame::{CancelVerdict, FrameDecoder};
+use escapement_protocol::frame::{CancelVerdict, FrameDecoder, RescheduleVerdict};
 
 use super::{Publisher, Refusal};
 
@@ -23,21 +23,38 @@ pub(super) struct Stream {
     pub(super) session: Option<u64>,
     /// Whether the session asked for no more pushes.
     pub(super) left: bool,
-    /// Cancellations by request.
-    pub(super) cancels: HashMap<u64, Cancelling>,
+    /// Cancellations and reschedulings by request.
+    pub(super) changes: HashMap<u64, Changing>,
     /// Events in all of them.
-    pub(super) cancel_events: usize,
+    pub(super) change_events: usize,
     /// Administrative requests, and questions about what is pending, without an answer.
     pub(super) requests: usize,
     /// Bytes that the answers to those questions may come to.
     pub(super) answers_size_bytes: usize,
 }
 
-/// A cancellation without an answer.
+/// One for each event, in the order of the request.
 #[derive(Debug)]
-pub(super) struct Cancelling {
-    /// One for each event, in the order of the request.
-    pub(super) verdicts: Vec<CancelVerdict>,
+pub(super) enum Verdicts {
+    Cancel(Vec<CancelVerdict>),
+    Reschedule(Vec<RescheduleVerdict>),
+}
+
+impl Verdicts {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Verdicts::Cancel(verdicts) => verdicts.len(),
+            Verdicts::Reschedule(verdicts) => verdicts.len(),
+        }
+    }
+}
+
+/// A cancellation or rescheduling without an answer.
+#[derive(Debug)]
+pub(super) struct Changing {
+    pub(super) verdicts: Verdicts,
+    /// Events of the request.
+    pub(super) count: usize,
     /// Events without a verdict.
     pub(super) missing: usize,
     /// Why some have none, and the whole request is refused.

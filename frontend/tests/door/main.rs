@@ -13,14 +13,14 @@ use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
     Accepted, AckException, AckItem, AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply,
     CancelVerdict, Credit, EventName, Events, Frame, FrameDecoder, FrameWriter, GoAway, Hello, Items, Page,
-    PublishBatch, Query, QueryAnswer, ResultBatch, ResultItem, ShardCore, ShardMapInfo, Subscribe,
-    Subscribed, TaskState, TopicInfo, TopicList,
+    PublishBatch, Query, QueryAnswer, Reschedule, RescheduleReply, RescheduleVerdict, ResultBatch,
+    ResultItem, ShardCore, ShardMapInfo, Subscribe, Subscribed, TaskState, TopicInfo, TopicList,
 };
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::settings::TopicSettings;
 use escapement_protocol::{
-    AttemptResult, Epoch, ErrorCode, EventId, EventSpec, MonoNs, Now, Sequence, ShardId, SubscriptionId, Tag,
-    TopicId, WallMs,
+    AttemptResult, DELAY_MS_MAX, Epoch, ErrorCode, EventId, EventSpec, MonoNs, Now, Sequence, ShardId,
+    SubscriptionId, Tag, TopicId, WallMs,
 };
 
 const SHARDS: u16 = 4;
@@ -33,6 +33,7 @@ enum Asked {
     Cancel { ticket: u64, event: EventId },
     Query { ticket: u64, query: Query },
     CancelByName { ticket: u64, shard: ShardId, source: String, id: String },
+    Reschedule { ticket: u64, event: EventId, due: WallMs, expected: Option<u64> },
     Create { ticket: u64, request: AdminRequest },
     Snapshot { ticket: u64, stream: u32, hold_ms: u64 },
     EndSnapshot { ticket: u64, stream: u32, snapshot: u64 },
@@ -69,6 +70,10 @@ impl Backend<u32> for Asking {
         assert_eq!((topic, name.ordering_key), (TOPIC, &b""[..]));
         let (source, id) = (name.source.to_owned(), name.id.to_owned());
         self.asked.push_back(Asked::CancelByName { ticket, shard, source, id });
+    }
+
+    fn reschedule(&mut self, ticket: u64, event: EventId, due: WallMs, expected: Option<u64>) {
+        self.asked.push_back(Asked::Reschedule { ticket, event, due, expected });
     }
 
     fn create(&mut self, ticket: u64, request: AdminRequest) {

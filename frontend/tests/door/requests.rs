@@ -71,6 +71,50 @@ fn a_cancellation_that_a_shard_cannot_answer_is_refused_and_not_called_unknown()
 }
 
 #[test]
+fn a_rescheduling_is_asked_of_every_shard_and_answered_once_in_its_order() {
+    let mut peer = Peer::new(2);
+    let events = [id(4), EventId { shard: ShardId(9), ..id(5) }, id(7)];
+    let ask = |request, due, versions: &'static [u64], events: &'static [EventId]| {
+        Frame::Reschedule(Reschedule { request, events: events.into(), due, versions: versions.into() })
+    };
+    let events: &'static [EventId] = Vec::leak(events.to_vec());
+    assert_eq!(peer.send(0, &ask(8, Due::After(250), &[1, 2, 3], events)), Ok(()));
+    let due = NOW.wall.plus_ms(250);
+    let mut tickets = Vec::new();
+    while let Some(Asked::Reschedule { ticket, event, due: asked, expected }) = peer.backend.asked.pop_front()
+    {
+        assert_eq!(asked, due, "a delay counts from when it is read");
+        assert_eq!(expected, Some(if event == events[0] { 1 } else { 3 }));
+        tickets.push(ticket);
+    }
+    peer.door.rescheduled(tickets[1], RescheduleVerdict::VersionMismatch { version: 9 });
+    assert!(peer.frames().is_empty(), "one is missing");
+    peer.door.rescheduled(tickets[0], RescheduleVerdict::Rescheduled { due, version: 2 });
+    let verdicts = [
+        RescheduleVerdict::Rescheduled { due, version: 2 },
+        RescheduleVerdict::NotFound,
+        RescheduleVerdict::VersionMismatch { version: 9 },
+    ];
+    let reply = RescheduleReply { request: 8, verdicts: verdicts.as_slice().into() };
+    assert_eq!(peer.frames(), [format!("{:?}", Frame::RescheduleReply(reply))]);
+
+    // The past is the shard's business, ten years are the door's.
+    assert_eq!(peer.send(0, &ask(9, Due::At(WallMs(5)), &[], &events[..1])), Ok(()));
+    assert!(matches!(peer.asked(), Asked::Reschedule { due: WallMs(5), expected: None, .. }));
+    for due in [Due::After(DELAY_MS_MAX + 1), Due::After(u64::MAX), Due::At(WallMs(u64::MAX))] {
+        assert_eq!(peer.send(0, &ask(10, due, &[], &events[..1])), Ok(()));
+        let frames = peer.frames();
+        assert!(
+            frames.len() == 1 && frames[0].contains("Error") && frames[0].contains("10 years"),
+            "{frames:?}"
+        );
+    }
+    assert!(peer.backend.asked.is_empty());
+    assert_eq!(peer.send(0, &ask(11, Due::After(DELAY_MS_MAX), &[], &events[..1])), Ok(()));
+    assert!(matches!(peer.asked(), Asked::Reschedule { .. }));
+}
+
+#[test]
 fn cancellations_are_bounded_in_events_and_in_requests() {
     let mut peer = Peer::new(2);
     let many: Vec<_> = (0..4_097).map(id).collect();

@@ -13,6 +13,7 @@ const PUSHED: u16 = 1 << 3;
 const RETRY_EXPECTED: u16 = 1 << 4;
 const FINISHED: u16 = 1 << 5;
 const RESENT: u16 = 1 << 6;
+const RESCHEDULED: u16 = 1 << 7;
 
 /// One event: 24 bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,6 +40,10 @@ impl Entry {
 
     pub(super) fn resend(&mut self) {
         self.set(RESENT);
+    }
+
+    pub(super) fn reschedule(&mut self) {
+        self.set(RESCHEDULED);
     }
 
     pub(super) fn acknowledge(&mut self, received_wall_ms: u64, place: Place) {
@@ -98,6 +103,10 @@ impl Entry {
 
     pub(super) fn is_resent(&self) -> bool {
         self.has(RESENT)
+    }
+
+    pub(super) fn is_rescheduled(&self) -> bool {
+        self.has(RESCHEDULED)
     }
 
     pub(super) fn is_pushed(&self) -> bool {

@@ -31,6 +31,7 @@ impl Bench {
             id: &id,
             data: &[],
             event: EventId { shard: ShardId(0), sequence: Sequence(n + 1), schedule_time_ms: DUE_MS },
+            due_ms: DUE_MS,
             received_wall_ns: DUE_MS * 1_000_000,
         };
         change(&mut push, &mut data);
@@ -46,6 +47,7 @@ impl Bench {
     fn push_due(&mut self, n: u64, due_ms: u64) {
         self.push_as(n, |push, _| {
             push.event.schedule_time_ms = due_ms;
+            push.due_ms = due_ms;
             push.received_wall_ns = due_ms * 1_000_000 + 1;
         });
     }
@@ -235,9 +237,30 @@ fn an_event_accepted_after_another_was_due_may_be_overtaken_by_it() {
     bench.auditor.acknowledged(1, 500, place(2));
     bench.push_due(0, 500);
     bench.succeed(0);
-    bench.push_as(1, |push, _| push.event.schedule_time_ms = 400);
+    bench.push_as(1, |push, _| (push.event.schedule_time_ms, push.due_ms) = (400, 400));
     bench.succeed(1);
     assert_eq!(bench.counts(), []);
+}
+
+#[test]
+fn an_event_is_due_when_the_node_says_only_once_its_rescheduling_was_asked_for() {
+    let push = |is_asked: bool, due_ms: u64, at_ms: u64| {
+        let mut bench = Bench::new(1, 0);
+        bench.accepted(0, DUE_MS);
+        if is_asked {
+            bench.auditor.rescheduled(0);
+        }
+        let verdict = bench.push_as(0, |push, _| {
+            (push.due_ms, push.received_wall_ns) = (due_ms, at_ms * 1_000_000 + 7);
+        });
+        (verdict, bench.counts())
+    };
+    let in_time = Verdict::First { n: 0, lateness_ns: 7 };
+    for due_ms in [DUE_MS - 100, DUE_MS + 100] {
+        assert_eq!(push(true, due_ms, due_ms), (in_time, vec![]));
+        assert_eq!(push(true, due_ms, due_ms - 1).1, [("early", 1)]);
+        assert_eq!(push(false, due_ms, due_ms).1, [("wrong_payload", 1)]);
+    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! `escapement topic`, `subscription` and `cancel`.
+//! `escapement topic` and `subscription`.
 
 use std::time::Duration;
 
-use escapement_protocol::frame::{CancelVerdict, EventName, SubscriptionInfo, TaskState, TopicInfo};
-use escapement_protocol::{EventId, Misfire, SubscriptionSettings, TopicSettings};
+use escapement_protocol::frame::{SubscriptionInfo, TopicInfo};
+use escapement_protocol::{Misfire, SubscriptionSettings, TopicSettings};
 use serde_json::{Value, json};
 
 use super::connect::ConnectArgs;
@@ -118,33 +118,6 @@ impl SubscriptionArgs {
     }
 }
 
-/// Arguments of `cancel`.
-#[derive(Debug, clap::Args)]
-#[command(
-    override_usage = "escapement cancel [OPTIONS] <EVENT_ID>...\n       escapement cancel [OPTIONS] --topic <NAME> --id <ID> [--source <URI>] [--ordering-key <KEY>]",
-    after_help = "CANCELLED means that not one byte of the event leaves the node any more, and that this is durable; TOO_LATE, that it was due already; NOT_FOUND, that it never was, or is complete. All three end with status 0.\n\n\
-                  Examples:\n  escapement cancel 000000000000000101a1eac6f07b\n  escapement cancel --topic orders --id order-7"
-)]
-pub(super) struct CancelArgs {
-    /// Numbers of the events (event_id), as publish printed them
-    #[arg(required_unless_present = "topic", value_name = "EVENT_ID")]
-    events: Vec<EventId>,
-    /// Topic of an event that is named by its own id; the topic needs a dedup window
-    #[arg(long, value_name = "NAME", requires = "id", conflicts_with = "events")]
-    topic: Option<String>,
-    /// CloudEvents id that the event was published with
-    #[arg(long, value_name = "ID", requires = "topic")]
-    id: Option<String>,
-    /// CloudEvents source that it was published with; left out, the topic's
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "URI", requires = "topic")]
-    source: String,
-    /// Ordering key that it was published with, if any
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "KEY", requires = "topic")]
-    ordering_key: String,
-    #[command(flatten)]
-    connect: ConnectArgs,
-}
-
 pub(super) fn run_topic(command: TopicCommand, out: &Output) -> Result<(), Failure> {
     let topics = match command {
         TopicCommand::List { connect } => connect.run(async |client| Ok(client.topics().await?))?,
@@ -252,45 +225,6 @@ fn parse_misfire(text: &str) -> Result<Misfire, String> {
     };
     let time = parse_duration(time).map_err(|error| format!("{error}; {form}"))?;
     Ok(policy(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
-}
-
-pub(super) fn run_cancel(args: &CancelArgs, out: &Output) -> Result<(), Failure> {
-    if let (Some(topic), Some(id)) = (&args.topic, &args.id) {
-        let name = EventName { ordering_key: args.ordering_key.as_bytes(), source: &args.source, id };
-        let verdicts = args.connect.run(async |client| {
-            let topic = client.topic(topic).await?.topic;
-            Ok(client.cancel_by_name(topic, &[name]).await?)
-        })?;
-        let rows: Vec<Vec<Value>> = verdicts.iter().map(|verdict| verdict_row(json!(id), verdict)).collect();
-        return out.rows(&["id", "verdict", "state", "attempt"], &rows);
-    }
-    let verdicts = args.connect.run(async |client| Ok(client.cancel(&args.events).await?))?;
-    let events = args.events.iter().zip(&verdicts);
-    let rows: Vec<Vec<Value>> =
-        events.map(|(event, verdict)| verdict_row(json!(event.to_string()), verdict)).collect();
-    out.rows(&["event_id", "verdict", "state", "attempt"], &rows)
-}
-
-fn verdict_row(of: Value, verdict: &CancelVerdict) -> Vec<Value> {
-    let (name, state, attempt) = match verdict {
-        CancelVerdict::Cancelled => ("CANCELLED", Value::Null, Value::Null),
-        CancelVerdict::TooLate { state, attempt } => ("TOO_LATE", json!(state_name(*state)), json!(attempt)),
-        CancelVerdict::NotFound => ("NOT_FOUND", Value::Null, Value::Null),
-    };
-    vec![of, json!(name), state, attempt]
-}
-
-pub(super) fn state_name(state: TaskState) -> &'static str {
-    match state {
-        TaskState::Scheduled => "SCHEDULED",
-        TaskState::Ready => "READY",
-        TaskState::Blocked => "BLOCKED",
-        TaskState::Running => "RUNNING",
-        TaskState::Backoff => "BACKOFF",
-        TaskState::Succeeded => "SUCCEEDED",
-        TaskState::Failed => "FAILED",
-        TaskState::Cancelled => "CANCELLED",
-    }
 }
 
 #[cfg(test)]

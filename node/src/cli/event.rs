@@ -7,7 +7,7 @@ use escapement_protocol::{EventId, WallMs};
 use hashbrown::HashMap;
 use serde_json::{Value, json};
 
-use super::admin::state_name;
+use super::change::state_name;
 use super::connect::ConnectArgs;
 use super::failure::Failure;
 use super::moment::rfc3339;

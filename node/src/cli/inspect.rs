@@ -3,13 +3,14 @@
 //! It believes what carries a checksum that holds, and follows the blocks' places and numbers. Whether they form one
 //! chain, and what becomes of a log that misses some, is what opening it decides, not this.
 
+mod records;
 mod runs;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
-use escapement_engine::record::{Record, RunStatement, records};
+use escapement_engine::record::{Record, records};
 use escapement_protocol::Outcome;
 use escapement_wal::BlockKind;
 use escapement_wal::format::{
@@ -19,10 +20,10 @@ use escapement_wal::inspect::{InspectedSegment, Inspection, inspect};
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
-use super::moment::rfc3339;
 use super::output::{Output, notice};
 use super::runs::LoggedRuns;
 use crate::data_dir::{read_identity, shard_name};
+use records::describe;
 use runs::{RUN_COLUMNS, run_rows};
 
 const AFTER_HELP: &str = "\
@@ -391,7 +392,9 @@ impl Counts {
             | Record::Loaded { .. }
             | Record::Names { .. }
             | Record::NamesForgotten { .. }
-            | Record::CancelledInRun { .. } => {}
+            | Record::CancelledInRun { .. }
+            | Record::Rescheduled { .. }
+            | Record::RescheduledInRun { .. } => {}
         }
     }
 }
@@ -402,82 +405,6 @@ fn own_block(kind: BlockKind) -> Option<&'static str> {
         BlockKind::Data => None,
         BlockKind::Seal => Some("seal"),
         BlockKind::EpochOpen => Some("epoch_open"),
-    }
-}
-
-/// A record's name, and what there is to say of it.
-fn describe(record: &Record<'_>) -> (&'static str, Value) {
-    match record {
-        Record::Published { topic, first_sequence, count, accepted, names, events } => (
-            "published",
-            json!({
-                "topic": topic.0, "first_sequence": first_sequence.0, "count": count,
-                "accepted": rfc3339(*accepted), "names": names.count(), "bytes": events.len(),
-            }),
-        ),
-        Record::Relocated { topic, sequence, due, progress, event } => (
-            "relocated",
-            json!({
-                "topic": topic.0, "sequence": sequence.0, "due": rfc3339(*due), "tasks": progress.len(),
-                "bytes": event.len(),
-            }),
-        ),
-        Record::Completed { subscription, outcome, last, sequences } => (
-            "completed",
-            json!({
-                "subscription": subscription.0, "outcome": format!("{outcome:?}"), "last": last,
-                "sequences": sequences.iter().map(|sequence| sequence.0).collect::<Vec<_>>(),
-            }),
-        ),
-        Record::AttemptFailed { subscription, sequence, attempt, excused, next_due } => (
-            "attempt_failed",
-            json!({
-                "subscription": subscription.0, "sequence": sequence.0, "attempt": attempt, "excused": excused,
-                "next_due": rfc3339(*next_due),
-            }),
-        ),
-        Record::Topic { id, version, settings } => {
-            ("topic", json!({ "topic": id.0, "version": version, "name": settings.name }))
-        }
-        Record::Subscription { id, version, topic, settings } => (
-            "subscription",
-            json!({ "subscription": id.0, "version": version, "topic": topic.0, "name": settings.name }),
-        ),
-        Record::Names { topic, of_block, first, names } => (
-            "names",
-            json!({
-                "topic": topic.0, "of_block": of_block, "first_sequence": first.0, "count": names.iter().len(),
-            }),
-        ),
-        Record::NamesForgotten { topic, before } => {
-            ("names_forgotten", json!({ "topic": topic.0, "before_sequence": before.0 }))
-        }
-        Record::Mark { next_sequence } => ("mark", json!({ "next_sequence": next_sequence.0 })),
-        Record::Run(RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes }) => (
-            "run",
-            json!({
-                "run": run.0, "closed": closed, "moved_blocks": moved, "loaded_blocks": loaded,
-                "footer": footer_id, "as_of": as_of, "bytes": size_bytes,
-            }),
-        ),
-        Record::Moved { run, first_block, block_count, sequences } => (
-            "moved",
-            json!({
-                "run": run.0, "first_block": first_block, "blocks": block_count,
-                "sequences": sequences.iter().map(|sequence| sequence.0).collect::<Vec<_>>(),
-            }),
-        ),
-        Record::Loaded { run, first_block, block_count } => {
-            ("loaded", json!({ "run": run.0, "first_block": first_block, "blocks": block_count }))
-        }
-        Record::CancelledInRun { run, events } => (
-            "cancelled_in_run",
-            json!({
-                "run": run.0,
-                "sequences": events.iter().map(|(_, sequence)| sequence.0).collect::<Vec<_>>(),
-                "topics": events.with_topics().map(|(_, topic)| topic.0).collect::<Vec<_>>(),
-            }),
-        ),
     }
 }
 

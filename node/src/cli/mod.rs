@@ -6,6 +6,7 @@
 //! What a command is asked for goes to standard output; what is said about it goes to standard error.
 
 mod admin;
+mod change;
 mod connect;
 mod count;
 mod dev;
@@ -72,7 +73,11 @@ enum Command {
     /// Count what is pending, exactly
     Count(count::CountArgs),
     /// Cancel events that are not yet due
-    Cancel(admin::CancelArgs),
+    Cancel(change::CancelArgs),
+    /// Give events that are not yet due another due time
+    Reschedule(change::RescheduleArgs),
+    /// Make events that are not yet due run at once
+    RunNow(change::RunNowArgs),
     /// Look into a data directory, without changing it
     Inspect(inspect::InspectArgs),
     /// Check every checksum, count and reference in a data directory, without changing it
@@ -131,7 +136,9 @@ fn execute(command: Command, program: &str, out: &Output) -> Result<(), Failure>
         Command::Subscription(command) => admin::run_subscription(command, out),
         Command::Event(command) => event::run(command, out),
         Command::Count(args) => count::run(&args, out),
-        Command::Cancel(args) => admin::run_cancel(&args, out),
+        Command::Cancel(args) => change::run_cancel(&args, out),
+        Command::Reschedule(args) => change::run_reschedule(&args, out),
+        Command::RunNow(args) => change::run_now(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Verify(args) => verify::run(&args, out),
         Command::Snapshot(args) => snapshot::run(&args, out),

@@ -140,7 +140,7 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 }
 
 /// Rounded up: an event is never due before what was asked for.
-fn whole_ms(delay: Duration) -> u64 {
+pub(super) fn whole_ms(delay: Duration) -> u64 {
     u64::try_from(delay.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
 }
 

@@ -32,6 +32,7 @@ pub(super) struct LoggedRun {
     pub(super) closed: bool,
     /// Bytes of its file, where a record states them.
     pub(super) size_bytes: Option<u64>,
+    /// Cancelled in it, or rescheduled out of it.
     pub(super) cancelled: BTreeSet<Key>,
     pub(super) moves: Vec<Move>,
     /// Blocks that replaying the log reads.
@@ -98,8 +99,12 @@ impl LoggedRuns {
             Record::CancelledInRun { run, events } => {
                 self.0.entry(*run).or_default().cancelled.extend(events.iter());
             }
+            Record::RescheduledInRun { run, was_due, sequence, .. } => {
+                self.0.entry(*run).or_default().cancelled.insert((*was_due, *sequence));
+            }
             Record::Published { .. }
             | Record::Relocated { .. }
+            | Record::Rescheduled { .. }
             | Record::Completed { .. }
             | Record::AttemptFailed { .. }
             | Record::Topic { .. }

@@ -142,7 +142,7 @@ async fn default_source(client: &Client, subscription: &str) -> Result<String, F
 
 fn describe(attempt: &Attempt<'_>, default_source: &str, out: Output) -> String {
     let WallMs(seen) = now();
-    let late_ms = i128::from(seen) - i128::from(attempt.schedule_time.0);
+    let late_ms = i128::from(seen) - i128::from(attempt.due.0);
     let data = attempt.event.data();
     let id = String::from_utf8_lossy(attempt.event.id());
     let key = attempt.event.ordering_key();
@@ -158,6 +158,7 @@ fn describe(attempt: &Attempt<'_>, default_source: &str, out: Output) -> String 
             "epoch": attempt.epoch.0,
             "attempt": attempt.attempt,
             "schedule_time": rfc3339(attempt.schedule_time),
+            "due": rfc3339(attempt.due),
             "late_ms": late_ms as i64,
         });
         if !key.is_empty() {
@@ -169,7 +170,7 @@ fn describe(attempt: &Attempt<'_>, default_source: &str, out: Output) -> String 
         }
         return line.to_string();
     }
-    let mut line = format!("{event_id}  due {}  late {late_ms} ms  id {id}", rfc3339(attempt.schedule_time));
+    let mut line = format!("{event_id}  due {}  late {late_ms} ms  id {id}", rfc3339(attempt.due));
     if !source.is_empty() {
         line += &format!("  source {source}");
     }

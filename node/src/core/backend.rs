@@ -7,7 +7,7 @@ use escapement_protocol::frame::{
     self, AdminAnswer, AdminRequest, EventName, Items, Query, ResultItem, Subscribe, Subscribed,
     SubscriptionInfo, SubscriptionList, TopicInfo, TopicList,
 };
-use escapement_protocol::{ErrorCode, EventId, ShardId, TopicId};
+use escapement_protocol::{ErrorCode, EventId, ShardId, TopicId, WallMs};
 use escapement_router::{Credit, Detach, HostKey, SessionId};
 
 use super::{Inside, Parcel, SESSION_CORE_SHIFT, core_of};
@@ -99,6 +99,16 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
             self.step(shard, Input::CancelByName { ticket, topic, name }, Some(ticket));
         } else {
             self.mail[usize::from(core)].push(Parcel::CancelByName { shard, ticket, topic, name });
+        }
+    }
+
+    fn reschedule(&mut self, ticket: u64, event: EventId, due: WallMs, expected: Option<u64>) {
+        let ticket = self.ticket(ticket);
+        let (shard, core) = (event.shard, core_of(event.shard, self.config.core_count));
+        if core == self.config.core {
+            self.step(shard, Input::Reschedule { ticket, event, due, expected }, Some(ticket));
+        } else {
+            self.mail[usize::from(core)].push(Parcel::Reschedule { shard, ticket, event, due, expected });
         }
     }
 

@@ -3,7 +3,7 @@
 use escapement_engine::names::NameHash;
 use escapement_engine::{AdminRequest, Message, Reply, ReplyBody, Ticket};
 use escapement_protocol::frame::{PushItem, Query};
-use escapement_protocol::{EventId, MonoNs, ShardId, TopicId};
+use escapement_protocol::{EventId, MonoNs, ShardId, TopicId, WallMs};
 
 use super::hold::HoldAnswer;
 
@@ -52,6 +52,19 @@ pub enum Parcel {
         /// The name.
         name: NameHash,
     },
+    /// A rescheduling that came in at the wrong core.
+    Reschedule {
+        /// The shard.
+        shard: ShardId,
+        /// Who waits.
+        ticket: Ticket,
+        /// The event.
+        event: EventId,
+        /// When it is to be due.
+        due: WallMs,
+        /// The version that is to change, where not any is.
+        expected: Option<u64>,
+    },
     /// A creation for shard 0.
     Admin {
         /// Who waits.
@@ -65,6 +78,8 @@ pub enum Parcel {
         session: u64,
         /// The attempt.
         item: PushItem,
+        /// When the event was due, where it was rescheduled.
+        rescheduled: Option<WallMs>,
         /// The event's bytes, padded.
         event: Box<[u8]>,
     },

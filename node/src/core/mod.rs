@@ -236,6 +236,10 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                         Some(ticket),
                     );
                 }
+                Parcel::Reschedule { shard, ticket, event, due, expected } => {
+                    let input = Input::Reschedule { ticket, event, due, expected };
+                    self.inside.step(shard, input, Some(ticket));
+                }
                 Parcel::Cancel { shard, ticket, event } => {
                     self.inside.step(shard, Input::Cancel { ticket, event }, Some(ticket));
                 }
@@ -248,8 +252,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 Parcel::Admin { ticket, request } => {
                     self.inside.step(ShardId(0), Input::Admin { ticket, request }, Some(ticket));
                 }
-                Parcel::Push { session, item, event } => {
-                    self.inside.sessions.push(now.mono, session, item, &event);
+                Parcel::Push { session, item, rescheduled, event } => {
+                    self.inside.sessions.push(now.mono, session, (item, rescheduled), &event);
                 }
                 Parcel::Reply(reply) => self.inside.replies.push_back(reply),
                 Parcel::Hold { snapshot, until } => self.inside.hold(snapshot, until),
@@ -318,6 +322,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             ReplyBody::Refused(refusal) => door.refused(number, &backend::refusal(refusal)),
             ReplyBody::Cancelled(verdict) => door.cancelled(number, verdict),
             ReplyBody::Answered(answer) => door.answered(number, answer),
+            ReplyBody::Rescheduled(verdict) => door.rescheduled(number, verdict),
             ReplyBody::Topic { id, version, settings } => {
                 let version = backend::version(version);
                 door.administered(number, AdminAnswer::Topic(TopicInfo { topic: id, version, settings }));
@@ -499,12 +504,14 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
         for push in pushes.drain(..) {
             let Some(event) = logged.shard().event(push.sequence) else { continue };
             let item = push_item(shard, &push, event);
+            let rescheduled = event.forward.map(|_| event.due);
             let core = (push.session.0 >> SESSION_CORE_SHIFT) as u16;
             if core == self.config.core {
-                self.sessions.push(self.now.mono, push.session.0, item, event.bytes);
+                self.sessions.push(self.now.mono, push.session.0, (item, rescheduled), event.bytes);
             } else {
                 let event = event.bytes.into();
-                self.mail[usize::from(core)].push(Parcel::Push { session: push.session.0, item, event });
+                let session = push.session.0;
+                self.mail[usize::from(core)].push(Parcel::Push { session, item, rescheduled, event });
             }
         }
         logged.effects.pushes = pushes;

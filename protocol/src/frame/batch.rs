@@ -7,20 +7,24 @@
 
 use super::{
     BATCH_COUNT_MAX, Events, Fixed, FrameError, FrameKind, Items, PREFIX_SIZE_BYTES, Prefix, PublishBatch,
-    PushBatch, PushItem, ResultItem,
+    PushBatch, PushDue, PushItem, ResultItem,
 };
 use crate::event::{EventError, EventSpec, padded_len, stated_len};
-use crate::{Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, TopicId};
+use crate::{Epoch, FRAME_SIZE_BYTES_MAX, SubscriptionId, TopicId, WallMs};
 
 /// Bytes of a `PublishBatch` body before its events.
 const PUBLISH_HEAD_SIZE_BYTES: usize = 48;
 /// Bytes of a `PushBatch` body before its events.
-const PUSH_HEAD_SIZE_BYTES: usize = 40;
+const PUSH_HEAD_SIZE_BYTES: usize = 48;
 /// Bytes of a `ResultBatch` body before its results.
 const RESULT_HEAD_SIZE_BYTES: usize = 24;
 /// A vector that follows bytes which end at a multiple of 8: 4 zeros, then its length.
 pub(super) const VECTOR_HEAD_SIZE_BYTES: usize = 8;
 const PUSH_ITEM_SIZE_BYTES: usize = size_of::<<PushItem as Fixed>::Bytes>();
+const PUSH_DUE_SIZE_BYTES: usize = size_of::<<PushDue as Fixed>::Bytes>();
+
+/// What an event that was rescheduled takes of a `PushBatch` more than another one, at the most.
+pub const PUSH_DUE_SIZE_BYTES_MAX: usize = VECTOR_HEAD_SIZE_BYTES + PUSH_DUE_SIZE_BYTES;
 
 /// A body's first bytes, filled in at constant offsets.
 pub(super) struct Head<const N: usize>(pub(super) [u8; N]);
@@ -75,26 +79,36 @@ fn publish_head(
 /// Events come before items, so that they lie at a constant offset and can be collected in place.
 ///
 /// ```text
-///  0 root = 16 | 4 vtable: 12, 20, subscription 4, epoch 8, items 12, events 16
-/// 16 table: to vtable 12 | 20 subscription | 24 epoch | 28 to items | 32 to events 4
-/// 36 length | 40 events | zeros | length | items
+///  0 root = 20 | 4 zeros | 6 vtable: 14, 24, subscription 4, epoch 8, items 12, events 16, rescheduled 20 or 0
+/// 20 table: to vtable 14 | 24 subscription | 28 epoch | 32 to items | 36 to events 8 | 40 to rescheduled, or 0
+/// 44 length | 48 events | zeros | length | items [ | zeros | length | rescheduled ]
 /// ```
 fn push_head(
     subscription: SubscriptionId,
     epoch: Epoch,
     events_size_bytes: usize,
+    count: usize,
+    rescheduled_count: usize,
 ) -> [u8; PUSH_HEAD_SIZE_BYTES] {
     let items_at = PUSH_HEAD_SIZE_BYTES + events_size_bytes + 4;
+    let rescheduled_at = items_at + 4 + count * PUSH_ITEM_SIZE_BYTES + 4;
+    let (field, to_rescheduled) = if rescheduled_count == 0 { (0, 0) } else { (20, rescheduled_at - 40) };
     Head([0; PUSH_HEAD_SIZE_BYTES])
-        .u32(0, 16)
-        .u16s(4, &[12, 20, 4, 8, 12, 16])
-        .u32(16, 12)
-        .u32(20, subscription.0 as usize)
-        .u32(24, epoch.0 as usize)
-        .u32(28, items_at - 28)
-        .u32(32, 36 - 32)
-        .u32(36, events_size_bytes)
+        .u32(0, 20)
+        .u16s(6, &[14, 24, 4, 8, 12, 16, field])
+        .u32(20, 14)
+        .u32(24, subscription.0 as usize)
+        .u32(28, epoch.0 as usize)
+        .u32(32, items_at - 32)
+        .u32(36, 44 - 36)
+        .u32(40, to_rescheduled)
+        .u32(44, events_size_bytes)
         .0
+}
+
+/// Bytes of the vector that says of which items the due time is another one; none where there are none.
+fn rescheduled_size_bytes(count: usize) -> usize {
+    if count == 0 { 0 } else { VECTOR_HEAD_SIZE_BYTES + count * PUSH_DUE_SIZE_BYTES }
 }
 
 /// ```text
@@ -141,12 +155,17 @@ pub fn encode_publish_batch(batch: &PublishBatch<'_>, out: &mut Vec<u8>) -> Resu
 pub fn encode_push_batch(batch: &PushBatch<'_>, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let events = batch.events.bytes();
     let head_size_bytes = PUSH_HEAD_SIZE_BYTES + events.len() + VECTOR_HEAD_SIZE_BYTES;
-    let len_bytes = body_len(head_size_bytes, &batch.items);
+    let (count, rescheduled) = (batch.items.len(), batch.rescheduled.len());
+    let len_bytes = body_len(head_size_bytes, &batch.items) + rescheduled_size_bytes(rescheduled);
     out.extend_from_slice(&Prefix { kind: FrameKind::PushBatch, len_bytes }.to_bytes()?);
-    out.extend_from_slice(&push_head(batch.subscription, batch.epoch, events.len()));
+    out.extend_from_slice(&push_head(batch.subscription, batch.epoch, events.len(), count, rescheduled));
     out.extend_from_slice(events);
-    out.extend_from_slice(&vector_head(batch.items.len()));
+    out.extend_from_slice(&vector_head(count));
     batch.items.append_to(out);
+    if rescheduled > 0 {
+        out.extend_from_slice(&vector_head(rescheduled));
+        batch.rescheduled.append_to(out);
+    }
     Ok(())
 }
 
@@ -312,6 +331,7 @@ pub struct PushBatchWriter {
     epoch: Epoch,
     collected: Collected<PUSH_HEAD_SIZE_BYTES>,
     items: Vec<u8>,
+    rescheduled: Vec<PushDue>,
 }
 
 impl PushBatchWriter {
@@ -328,6 +348,7 @@ impl PushBatchWriter {
         self.collected.frame.clear();
         self.collected.count = 0;
         self.items.clear();
+        self.rescheduled.clear();
     }
 
     /// Number of attempts collected.
@@ -345,10 +366,12 @@ impl PushBatchWriter {
     /// Length of the frame as it stands, prefix included.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        PREFIX_SIZE_BYTES + self.collected.body_size_bytes() + VECTOR_HEAD_SIZE_BYTES + self.items.len()
+        let tables_size_bytes = self.items.len() + rescheduled_size_bytes(self.rescheduled.len());
+        PREFIX_SIZE_BYTES + self.collected.body_size_bytes() + VECTOR_HEAD_SIZE_BYTES + tables_size_bytes
     }
 
-    /// Whether an attempt with an event of that length still fits the frame.
+    /// Whether an attempt with an event of that length still fits the frame. One that was rescheduled needs
+    /// [`PUSH_DUE_SIZE_BYTES_MAX`] more.
     #[must_use]
     pub fn fits(&self, event_size_bytes: usize) -> bool {
         self.count() < BATCH_COUNT_MAX
@@ -363,6 +386,15 @@ impl PushBatchWriter {
     pub fn push(&mut self, item: PushItem, event: &[u8]) {
         self.collected.push(event);
         self.items.extend_from_slice(&item.to_wire());
+    }
+
+    /// Adds an attempt of an event that was rescheduled, and was due at `due`.
+    ///
+    /// # Panics
+    /// As [`push`](Self::push).
+    pub fn push_rescheduled(&mut self, item: PushItem, due: WallMs, event: &[u8]) {
+        self.rescheduled.push(PushDue { due, item: self.count() });
+        self.push(item, event);
     }
 
     /// Appends the frame to `out`, and begins the next for the same subscription.
@@ -388,9 +420,15 @@ impl PushBatchWriter {
 
     fn seal(&mut self) {
         assert!(!self.is_empty(), "a batch holds at least one attempt");
-        let head = push_head(self.subscription, self.epoch, self.collected.events_size_bytes());
-        self.collected.frame.extend_from_slice(&vector_head(self.collected.count as usize));
+        let (count, rescheduled) = (self.collected.count as usize, self.rescheduled.len());
+        let events_size_bytes = self.collected.events_size_bytes();
+        let head = push_head(self.subscription, self.epoch, events_size_bytes, count, rescheduled);
+        self.collected.frame.extend_from_slice(&vector_head(count));
         self.collected.frame.extend_from_slice(&self.items);
+        if rescheduled > 0 {
+            self.collected.frame.extend_from_slice(&vector_head(rescheduled));
+            Items::from(self.rescheduled.as_slice()).append_to(&mut self.collected.frame);
+        }
         self.collected.seal(FrameKind::PushBatch, head);
     }
 }

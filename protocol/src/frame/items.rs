@@ -420,6 +420,91 @@ impl Fixed for CancelVerdict {
     }
 }
 
+/// The effective due time of a pushed event that was rescheduled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PushDue {
+    /// When it was due.
+    pub due: WallMs,
+    /// Its place among the items of its frame, from 0.
+    pub item: u32,
+}
+
+impl Fixed for PushDue {
+    fixed_size!(16);
+
+    fn from_wire(bytes: &[u8; 16]) -> Option<Self> {
+        (u32_at(bytes, 12) == 0).then(|| PushDue { due: WallMs(u64_at(bytes, 0)), item: u32_at(bytes, 8) })
+    }
+
+    fn to_wire(self) -> [u8; 16] {
+        let mut out = [0; 16];
+        put(&mut out, 0, self.due.0.to_le_bytes());
+        put(&mut out, 8, self.item.to_le_bytes());
+        out
+    }
+}
+
+/// The answer to one rescheduling, decided in the same order as dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RescheduleVerdict {
+    /// Not one byte of the event leaves before its new time, and that is durable.
+    Rescheduled {
+        /// The new time; where it was past, the moment of the decision.
+        due: WallMs,
+        /// How often the event was rescheduled, this time included.
+        version: u64,
+    },
+    /// The event was due already.
+    TooLate {
+        /// Where its most advanced task stands.
+        state: TaskState,
+        /// That task's attempts so far.
+        attempt: u16,
+    },
+    /// No such event: it never was, or is complete and forgotten.
+    NotFound,
+    /// The event is in another version than the one that was to change.
+    VersionMismatch {
+        /// The one that it is in.
+        version: u64,
+    },
+}
+
+impl Fixed for RescheduleVerdict {
+    fixed_size!(24);
+
+    fn from_wire(bytes: &[u8; 24]) -> Option<Self> {
+        let (due_ms, version, verdict) = (u64_at(bytes, 0), u64_at(bytes, 8), bytes[16]);
+        let (state, attempt) = (bytes[17], u16_at(bytes, 18));
+        if u32_at(bytes, 20) != 0 {
+            return None;
+        }
+        match (verdict, due_ms, version, state, attempt) {
+            (1, due_ms, version, 0, 0) => Some(Self::Rescheduled { due: WallMs(due_ms), version }),
+            (2, 0, 0, state, attempt) => Some(Self::TooLate { state: TaskState::from_code(state)?, attempt }),
+            (3, 0, 0, 0, 0) => Some(Self::NotFound),
+            (4, 0, version, 0, 0) => Some(Self::VersionMismatch { version }),
+            _ => None,
+        }
+    }
+
+    fn to_wire(self) -> [u8; 24] {
+        let (verdict, due_ms, version, state, attempt) = match self {
+            Self::Rescheduled { due, version } => (1, due.0, version, 0, 0),
+            Self::TooLate { state, attempt } => (2, 0, 0, state as u8, attempt),
+            Self::NotFound => (3, 0, 0, 0, 0),
+            Self::VersionMismatch { version } => (4, 0, version, 0, 0),
+        };
+        let mut out = [0; 24];
+        put(&mut out, 0, u64::to_le_bytes(due_ms));
+        put(&mut out, 8, u64::to_le_bytes(version));
+        out[16] = verdict;
+        out[17] = state;
+        put(&mut out, 18, u16::to_le_bytes(attempt));
+        out
+    }
+}
+
 /// Which core of the node owns a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardCore {
@@ -453,6 +538,18 @@ impl Fixed for EventId {
 
     fn to_wire(self) -> [u8; 16] {
         self.to_bytes()
+    }
+}
+
+impl Fixed for u64 {
+    fixed_size!(8);
+
+    fn from_wire(bytes: &[u8; 8]) -> Option<Self> {
+        Some(u64::from_le_bytes(*bytes))
+    }
+
+    fn to_wire(self) -> [u8; 8] {
+        self.to_le_bytes()
     }
 }
 

@@ -5,10 +5,11 @@ use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Counts, Credit, Durability, ErrorFrame,
     EventDetail, EventInfo, EventName, Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items,
-    OutcomeCount, Page, PublishAck, PublishBatch, PushBatch, Query, QueryAnswer, ResultBatch, ShardCore,
-    ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList,
-    TaskInfo, TopicInfo, TopicList, Welcome,
+    OutcomeCount, Page, PublishAck, PublishBatch, PushBatch, PushDue, Query, QueryAnswer, Reschedule,
+    RescheduleReply, ResultBatch, ShardCore, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed,
+    SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList, Welcome,
 };
+use crate::event::Due;
 use crate::generated::wire;
 use crate::settings::Misfire;
 use crate::{
@@ -101,6 +102,12 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 topic: TopicId(table.topic_id()),
                 names: names.unwrap_or_default(),
             })
+        }
+        FrameKind::Reschedule => Frame::Reschedule(reschedule(body)?),
+        FrameKind::RescheduleReply => {
+            let table = root::<wire::RescheduleReply<'_>>(body)?;
+            let (request, verdicts) = (table.request(), items(table.verdicts())?);
+            Frame::RescheduleReply(RescheduleReply { request, verdicts })
         }
         FrameKind::Admin => {
             let table = root::<wire::Admin<'_>>(body)?;
@@ -201,12 +208,32 @@ fn push_batch(body: &[u8]) -> Parsed<PushBatch<'_>> {
     let table = root::<wire::PushBatch<'_>>(body)?;
     let items: Items<'_, _> = items(table.items())?;
     let events = events(body, table.events(), items.len() as u32)?;
+    let rescheduled: Items<'_, PushDue> = self::items(table.rescheduled())?;
+    let mut before = None;
+    for PushDue { item, .. } in rescheduled.iter() {
+        if Some(item) <= before.replace(item) || item as usize >= items.len() {
+            return Err("its rescheduled items do not ascend, or are none of its items");
+        }
+    }
     Ok(PushBatch {
         subscription: SubscriptionId(table.subscription_id()),
         epoch: Epoch(table.epoch()),
         items,
         events,
+        rescheduled,
     })
+}
+
+fn reschedule(body: &[u8]) -> Parsed<Reschedule<'_>> {
+    let table = root::<wire::Reschedule<'_>>(body)?;
+    let (events, versions): (Items<'_, EventId>, Items<'_, u64>) =
+        (items(table.events())?, items(table.versions())?);
+    if !versions.is_empty() && versions.len() != events.len() {
+        return Err("it has versions, and not one for each event");
+    }
+    let due_ms = table.due_ms();
+    let due = if table.is_delay() { Due::After(due_ms) } else { Due::At(WallMs(due_ms)) };
+    Ok(Reschedule { request: table.request(), events, due, versions })
 }
 
 fn welcome(body: &[u8]) -> Parsed<Welcome<'_>> {

@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use super::{
     AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, CancelVerdict, Events, FrameError,
-    FrameKind, ItemIter, Items, PushItem, Query, QueryAnswer, ResultItem, ShardCore,
+    FrameKind, ItemIter, Items, PushDue, PushItem, Query, QueryAnswer, RescheduleVerdict, ResultItem,
+    ShardCore,
 };
+use crate::event::Due;
 use crate::{Epoch, ErrorCode, EventId, Sequence, ShardId, SubscriptionId, Tag, TopicId, WallMs};
 
 /// A frame, verified, borrowing from the bytes it came in.
@@ -25,6 +27,8 @@ pub enum Frame<'a> {
     Detached,
     Cancel(Cancel<'a>),
     CancelReply(CancelReply<'a>),
+    Reschedule(Reschedule<'a>),
+    RescheduleReply(RescheduleReply<'a>),
     Admin { request: u64, body: AdminRequest },
     AdminReply { request: u64, body: AdminAnswer },
     Error(ErrorFrame<'a>),
@@ -52,6 +56,8 @@ impl Frame<'_> {
             Self::Detached => FrameKind::Detached,
             Self::Cancel(_) => FrameKind::Cancel,
             Self::CancelReply(_) => FrameKind::CancelReply,
+            Self::Reschedule(_) => FrameKind::Reschedule,
+            Self::RescheduleReply(_) => FrameKind::RescheduleReply,
             Self::Admin { .. } => FrameKind::Admin,
             Self::AdminReply { .. } => FrameKind::AdminReply,
             Self::Error(_) => FrameKind::Error,
@@ -307,9 +313,20 @@ pub struct PushBatch<'a> {
     pub items: Items<'a, PushItem>,
     /// Their events: as many, in the same order.
     pub events: Events<'a>,
+    /// Of events that were rescheduled, when they were due; ascending by item, which is one of them.
+    pub rescheduled: Items<'a, PushDue>,
 }
 
 impl<'a> PushBatch<'a> {
+    /// When each event was due, in the order of the items: as its id says, or as it was rescheduled.
+    pub fn dues(&self) -> impl Iterator<Item = WallMs> + use<'a> {
+        let mut rescheduled = self.rescheduled.iter().peekable();
+        (0..).zip(self.items.iter()).map(move |(item, push)| {
+            let other = rescheduled.next_if(|other| other.item == item);
+            other.map_or(push.schedule_time, |other| other.due)
+        })
+    }
+
     /// Each attempt with its event's bytes, padding included.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (PushItem, &'a [u8])> + use<'a> {
         self.items.iter().zip(self.events.iter())
@@ -370,6 +387,28 @@ pub struct CancelReply<'a> {
     pub request: u64,
     /// One for each event of the request, in its order.
     pub verdicts: Items<'a, CancelVerdict>,
+}
+
+/// Asks to give events another due time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reschedule<'a> {
+    /// Chosen by the client, repeated in the reply.
+    pub request: u64,
+    /// The events.
+    pub events: Items<'a, EventId>,
+    /// When they are to be due. What is past is now; a delay counts from when the node reads it.
+    pub due: Due,
+    /// How often each was rescheduled before, where only that version is to change; else empty.
+    pub versions: Items<'a, u64>,
+}
+
+/// Answers [`Reschedule`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RescheduleReply<'a> {
+    /// As in the request.
+    pub request: u64,
+    /// One for each event of the request, in its order.
+    pub verdicts: Items<'a, RescheduleVerdict>,
 }
 
 /// Refuses a request, or ends a stream.

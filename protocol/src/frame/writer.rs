@@ -6,10 +6,12 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Push, UnionWIPOffset, Vect
 
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Credit, ErrorFrame, Fixed, Frame,
-    FrameError, FrameKind, Hello, Items, Page, Prefix, Query, QueryAnswer, ShardCut, ShardMapInfo,
-    SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TopicInfo, TopicList, Welcome,
-    encode_publish_ack, encode_publish_batch, encode_push_batch, encode_results,
+    FrameError, FrameKind, Hello, Items, Page, Prefix, Query, QueryAnswer, Reschedule, RescheduleReply,
+    ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList,
+    TopicInfo, TopicList, Welcome, encode_publish_ack, encode_publish_batch, encode_push_batch,
+    encode_results,
 };
+use crate::event::Due;
 use crate::generated::wire;
 use crate::{SubscriptionSettings, TopicSettings};
 
@@ -71,6 +73,8 @@ impl FrameWriter {
             Frame::Cancel(cancel) => build_cancel(b, cancel),
             Frame::CancelReply(reply) => build_cancel_reply(b, reply),
             Frame::CancelByName(cancel) => build_cancel_by_name(b, cancel),
+            Frame::Reschedule(reschedule) => build_reschedule(b, reschedule),
+            Frame::RescheduleReply(reply) => build_reschedule_reply(b, reply),
             Frame::Admin { request, body } => build_admin(b, *request, body),
             Frame::AdminReply { request, body } => build_admin_reply(b, *request, body),
             Frame::Error(error) => build_error(b, error),
@@ -178,6 +182,25 @@ fn build_cancel_by_name(b: &mut Builder, cancel: &CancelByName<'_>) {
     });
     let args = wire::CancelByNameArgs { request: cancel.request, topic_id: cancel.topic.0, names };
     let root = wire::CancelByName::create(b, &args);
+    b.finish_minimal(root);
+}
+
+fn build_reschedule(b: &mut Builder, reschedule: &Reschedule<'_>) {
+    let events = structs(b, reschedule.events, wire::EventIdBytes);
+    let versions = Some(b.create_vector_from_iter(reschedule.versions.iter()));
+    let (due_ms, is_delay) = match reschedule.due {
+        Due::At(at) => (at.0, false),
+        Due::After(delay_ms) => (delay_ms, true),
+    };
+    let args = wire::RescheduleArgs { request: reschedule.request, events, due_ms, is_delay, versions };
+    let root = wire::Reschedule::create(b, &args);
+    b.finish_minimal(root);
+}
+
+fn build_reschedule_reply(b: &mut Builder, reply: &RescheduleReply<'_>) {
+    let verdicts = structs(b, reply.verdicts, wire::RescheduleVerdict);
+    let args = wire::RescheduleReplyArgs { request: reply.request, verdicts };
+    let root = wire::RescheduleReply::create(b, &args);
     b.finish_minimal(root);
 }
 

@@ -1597,6 +1597,422 @@ impl<'a> CancelVerdict {
 
 }
 
+/// The effective due time of a pushed event that was rescheduled.
+// struct PushDue, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct PushDue(pub [u8; 16]);
+impl Default for PushDue { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for PushDue {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("PushDue")
+      .field("due_ms", &self.due_ms())
+      .field("item", &self.item())
+      .field("pad", &self.pad())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PushDue {}
+impl<'a> ::flatbuffers::Follow<'a> for PushDue {
+  type Inner = &'a PushDue;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a PushDue>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a PushDue {
+  type Inner = &'a PushDue;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<PushDue>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for PushDue {
+    type Output = PushDue;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const PushDue as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PushDue {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> PushDue {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    due_ms: u64,
+    item: u32,
+    pad: u32,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_due_ms(due_ms);
+    s.set_item(item);
+    s.set_pad(pad);
+    s
+  }
+
+  pub fn due_ms(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_due_ms(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn item(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_item(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn pad(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[12..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_pad(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[12..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+/// The answer to one rescheduling.
+// struct RescheduleVerdict, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct RescheduleVerdict(pub [u8; 24]);
+impl Default for RescheduleVerdict { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for RescheduleVerdict {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("RescheduleVerdict")
+      .field("due_ms", &self.due_ms())
+      .field("version", &self.version())
+      .field("verdict", &self.verdict())
+      .field("state", &self.state())
+      .field("attempt", &self.attempt())
+      .field("pad", &self.pad())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for RescheduleVerdict {}
+impl<'a> ::flatbuffers::Follow<'a> for RescheduleVerdict {
+  type Inner = &'a RescheduleVerdict;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a RescheduleVerdict>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a RescheduleVerdict {
+  type Inner = &'a RescheduleVerdict;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<RescheduleVerdict>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for RescheduleVerdict {
+    type Output = RescheduleVerdict;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const RescheduleVerdict as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for RescheduleVerdict {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> RescheduleVerdict {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    due_ms: u64,
+    version: u64,
+    verdict: u8,
+    state: u8,
+    attempt: u16,
+    pad: u32,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_due_ms(due_ms);
+    s.set_version(version);
+    s.set_verdict(verdict);
+    s.set_state(state);
+    s.set_attempt(attempt);
+    s.set_pad(pad);
+    s
+  }
+
+  pub fn due_ms(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_due_ms(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn version(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_version(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn verdict(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_verdict(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn state(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[17..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_state(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[17..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn attempt(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[18..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_attempt(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[18..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn pad(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_pad(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 /// A pending event, as far as every answer about one says it.
 // struct EventInfo, aligned to 8
 #[repr(transparent)]
@@ -3805,6 +4221,7 @@ impl<'a> PushBatch<'a> {
   pub const VT_EPOCH: ::flatbuffers::VOffsetT = 6;
   pub const VT_ITEMS: ::flatbuffers::VOffsetT = 8;
   pub const VT_EVENTS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_RESCHEDULED: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3816,6 +4233,7 @@ impl<'a> PushBatch<'a> {
     args: &'args PushBatchArgs<'args>
   ) -> ::flatbuffers::WIPOffset<PushBatch<'bldr>> {
     let mut builder = PushBatchBuilder::new(_fbb);
+    if let Some(x) = args.rescheduled { builder.add_rescheduled(x); }
     if let Some(x) = args.events { builder.add_events(x); }
     if let Some(x) = args.items { builder.add_items(x); }
     builder.add_epoch(args.epoch);
@@ -3852,6 +4270,13 @@ impl<'a> PushBatch<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(PushBatch::VT_EVENTS, None)}
   }
+  #[inline]
+  pub fn rescheduled(&self) -> Option<::flatbuffers::Vector<'a, PushDue>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PushDue>>>(PushBatch::VT_RESCHEDULED, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for PushBatch<'_> {
@@ -3864,6 +4289,7 @@ impl ::flatbuffers::Verifiable for PushBatch<'_> {
      .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PushItem>>>("items", Self::VT_ITEMS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("events", Self::VT_EVENTS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PushDue>>>("rescheduled", Self::VT_RESCHEDULED, false)?
      .finish();
     Ok(())
   }
@@ -3873,6 +4299,7 @@ pub struct PushBatchArgs<'a> {
     pub epoch: u32,
     pub items: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PushItem>>>,
     pub events: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub rescheduled: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PushDue>>>,
 }
 impl<'a> Default for PushBatchArgs<'a> {
   #[inline]
@@ -3882,6 +4309,7 @@ impl<'a> Default for PushBatchArgs<'a> {
       epoch: 0,
       items: None,
       events: None,
+      rescheduled: None,
     }
   }
 }
@@ -3908,6 +4336,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PushBatchBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PushBatch::VT_EVENTS, events);
   }
   #[inline]
+  pub fn add_rescheduled(&mut self, rescheduled: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PushDue>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PushBatch::VT_RESCHEDULED, rescheduled);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PushBatchBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     PushBatchBuilder {
@@ -3929,6 +4361,7 @@ impl ::core::fmt::Debug for PushBatch<'_> {
       ds.field("epoch", &self.epoch());
       ds.field("items", &self.items());
       ds.field("events", &self.events());
+      ds.field("rescheduled", &self.rescheduled());
       ds.finish()
   }
 }
@@ -4780,6 +5213,283 @@ impl ::core::fmt::Debug for CancelByName<'_> {
       ds.field("request", &self.request());
       ds.field("topic_id", &self.topic_id());
       ds.field("names", &self.names());
+      ds.finish()
+  }
+}
+pub enum RescheduleOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Reschedule<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Reschedule<'a> {
+  type Inner = Reschedule<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Reschedule<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EVENTS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_DUE_MS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_IS_DELAY: ::flatbuffers::VOffsetT = 10;
+  pub const VT_VERSIONS: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Reschedule { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RescheduleArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Reschedule<'bldr>> {
+    let mut builder = RescheduleBuilder::new(_fbb);
+    builder.add_due_ms(args.due_ms);
+    builder.add_request(args.request);
+    if let Some(x) = args.versions { builder.add_versions(x); }
+    if let Some(x) = args.events { builder.add_events(x); }
+    builder.add_is_delay(args.is_delay);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Reschedule::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn events(&self) -> Option<::flatbuffers::Vector<'a, EventIdBytes>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, EventIdBytes>>>(Reschedule::VT_EVENTS, None)}
+  }
+  #[inline]
+  pub fn due_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Reschedule::VT_DUE_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn is_delay(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Reschedule::VT_IS_DELAY, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn versions(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(Reschedule::VT_VERSIONS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Reschedule<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, EventIdBytes>>>("events", Self::VT_EVENTS, false)?
+     .visit_field::<u64>("due_ms", Self::VT_DUE_MS, false)?
+     .visit_field::<bool>("is_delay", Self::VT_IS_DELAY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>("versions", Self::VT_VERSIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RescheduleArgs<'a> {
+    pub request: u64,
+    pub events: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, EventIdBytes>>>,
+    pub due_ms: u64,
+    pub is_delay: bool,
+    pub versions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+}
+impl<'a> Default for RescheduleArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RescheduleArgs {
+      request: 0,
+      events: None,
+      due_ms: 0,
+      is_delay: false,
+      versions: None,
+    }
+  }
+}
+
+pub struct RescheduleBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RescheduleBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(Reschedule::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_events(&mut self, events: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , EventIdBytes>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Reschedule::VT_EVENTS, events);
+  }
+  #[inline]
+  pub fn add_due_ms(&mut self, due_ms: u64) {
+    self.fbb_.push_slot::<u64>(Reschedule::VT_DUE_MS, due_ms, 0);
+  }
+  #[inline]
+  pub fn add_is_delay(&mut self, is_delay: bool) {
+    self.fbb_.push_slot::<bool>(Reschedule::VT_IS_DELAY, is_delay, false);
+  }
+  #[inline]
+  pub fn add_versions(&mut self, versions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u64>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Reschedule::VT_VERSIONS, versions);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RescheduleBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RescheduleBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Reschedule<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Reschedule<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Reschedule");
+      ds.field("request", &self.request());
+      ds.field("events", &self.events());
+      ds.field("due_ms", &self.due_ms());
+      ds.field("is_delay", &self.is_delay());
+      ds.field("versions", &self.versions());
+      ds.finish()
+  }
+}
+pub enum RescheduleReplyOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RescheduleReply<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RescheduleReply<'a> {
+  type Inner = RescheduleReply<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RescheduleReply<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_VERDICTS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RescheduleReply { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RescheduleReplyArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<RescheduleReply<'bldr>> {
+    let mut builder = RescheduleReplyBuilder::new(_fbb);
+    builder.add_request(args.request);
+    if let Some(x) = args.verdicts { builder.add_verdicts(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(RescheduleReply::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn verdicts(&self) -> Option<::flatbuffers::Vector<'a, RescheduleVerdict>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, RescheduleVerdict>>>(RescheduleReply::VT_VERDICTS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RescheduleReply<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, RescheduleVerdict>>>("verdicts", Self::VT_VERDICTS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RescheduleReplyArgs<'a> {
+    pub request: u64,
+    pub verdicts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, RescheduleVerdict>>>,
+}
+impl<'a> Default for RescheduleReplyArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RescheduleReplyArgs {
+      request: 0,
+      verdicts: None,
+    }
+  }
+}
+
+pub struct RescheduleReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RescheduleReplyBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(RescheduleReply::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_verdicts(&mut self, verdicts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , RescheduleVerdict>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RescheduleReply::VT_VERDICTS, verdicts);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RescheduleReplyBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RescheduleReplyBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RescheduleReply<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RescheduleReply<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RescheduleReply");
+      ds.field("request", &self.request());
+      ds.field("verdicts", &self.verdicts());
       ds.finish()
   }
 }

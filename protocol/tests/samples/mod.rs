@@ -79,6 +79,13 @@ const IDS: &[EventId] = &[
     EventId { shard: ShardId(1), sequence: Sequence(77), schedule_time_ms: 1_800_000_000_123 },
     EventId { shard: ShardId(0), sequence: Sequence(1), schedule_time_ms: 1_800_000_001_500 },
 ];
+const DUES: &[PushDue] = &[PushDue { due: WallMs(1_800_000_009_000), item: 1 }];
+const RESCHEDULED: &[RescheduleVerdict] = &[
+    RescheduleVerdict::Rescheduled { due: WallMs(1_800_000_009_000), version: 3 },
+    RescheduleVerdict::TooLate { state: TaskState::Ready, attempt: 2 },
+    RescheduleVerdict::NotFound,
+    RescheduleVerdict::VersionMismatch { version: 7 },
+];
 const VERDICTS: &[CancelVerdict] = &[
     CancelVerdict::Cancelled,
     CancelVerdict::TooLate { state: TaskState::Running, attempt: 2 },
@@ -148,6 +155,17 @@ fn data_frames() -> Vec<(&'static str, Frame<'static>)> {
                 epoch: Epoch(4),
                 items: PUSHED.into(),
                 events,
+                rescheduled: Items::default(),
+            }),
+        ),
+        (
+            "07-push-batch-rescheduled",
+            Frame::PushBatch(PushBatch {
+                subscription: SubscriptionId(9),
+                epoch: Epoch(4),
+                items: PUSHED.into(),
+                events,
+                rescheduled: DUES.into(),
             }),
         ),
         ("08-result-batch", Frame::ResultBatch(ResultBatch { results: RESULTS.into() })),
@@ -288,6 +306,28 @@ pub(crate) fn frames() -> Vec<(&'static str, Frame<'static>)> {
             }),
         ),
         ("13-cancel-reply", Frame::CancelReply(CancelReply { request: 6, verdicts: VERDICTS.into() })),
+        (
+            "18-reschedule-at",
+            Frame::Reschedule(Reschedule {
+                request: 8,
+                events: IDS.into(),
+                due: Due::At(WallMs(1_800_000_009_000)),
+                versions: [0, 3].as_slice().into(),
+            }),
+        ),
+        (
+            "18-reschedule-after",
+            Frame::Reschedule(Reschedule {
+                request: 9,
+                events: IDS.into(),
+                due: Due::After(250),
+                versions: Items::default(),
+            }),
+        ),
+        (
+            "19-reschedule-reply",
+            Frame::RescheduleReply(RescheduleReply { request: 8, verdicts: RESCHEDULED.into() }),
+        ),
         (
             "16-error",
             Frame::Error(ErrorFrame {

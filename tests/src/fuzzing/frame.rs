@@ -3,12 +3,13 @@
 use escapement_protocol::event::{Due, EventSpec, EventView};
 use escapement_protocol::frame::{
     AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Credit, Durability, ErrorFrame, Events,
-    Hello, PREFIX_SIZE_BYTES, Page, PublishAck, PublishBatch, PushBatch, PushItem, ResultBatch, ResultItem,
-    Subscribe, SubscriptionInfo, SubscriptionList,
+    Hello, PREFIX_SIZE_BYTES, Page, PublishAck, PublishBatch, PushBatch, PushDue, PushItem, Reschedule,
+    RescheduleReply, RescheduleVerdict, ResultBatch, ResultItem, Subscribe, SubscriptionInfo,
+    SubscriptionList,
 };
 use escapement_protocol::{
-    AttemptResult, Epoch, ErrorCode, FRAME_SIZE_BYTES_MAX, Frame, FrameDecoder, FrameError, FrameWriter,
-    Sequence, ShardId, SubscriptionId, SubscriptionSettings, Tag, TopicId, WallMs,
+    AttemptResult, Epoch, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Frame, FrameDecoder, FrameError,
+    FrameWriter, Sequence, ShardId, SubscriptionId, SubscriptionSettings, Tag, TopicId, WallMs,
 };
 
 /// What a decoder made of a stream: the frames, written again, and how it ended.
@@ -54,6 +55,7 @@ fn look_inside(frame: &Frame<'_>) {
         Frame::PushBatch(batch) => {
             look_at_events(&batch.events);
             assert_eq!(batch.iter().count(), batch.items.len());
+            assert_eq!(batch.dues().count(), batch.items.len());
         }
         Frame::PublishAck(ack) => {
             for waiting in [0..u64::MAX, 10..ack.through_item] {
@@ -117,6 +119,9 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         shard: ShardId(5),
         attempt: 1,
     });
+    let changed = [RescheduleVerdict::Rescheduled { due: now, version: 4 }];
+    let dues = [PushDue { due: now, item: 1 }];
+    let ids = [EventId { shard: ShardId(5), sequence: Sequence(41), schedule_time_ms: now.0 }];
     let results = [AttemptResult::Success, AttemptResult::RetryableFailure].map(|result| ResultItem {
         tag: Tag(result as u64),
         retry_after_ms: 0,
@@ -144,7 +149,16 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         epoch: Epoch(4),
         items: pushed.as_slice().into(),
         events,
+        rescheduled: dues.as_slice().into(),
     });
+    let reschedule = Frame::Reschedule(Reschedule {
+        request: 8,
+        events: ids.as_slice().into(),
+        due: Due::After(250),
+        versions: [3].as_slice().into(),
+    });
+    let rescheduled =
+        Frame::RescheduleReply(RescheduleReply { request: 8, verdicts: changed.as_slice().into() });
     let result = Frame::ResultBatch(ResultBatch { results: results.as_slice().into() });
     let subscribe = Frame::Subscribe(Subscribe {
         subscription: "billing",
@@ -165,6 +179,8 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("subscribe", written(&[subscribe])),
         ("admin-list", written(&[admin])),
         ("admin-reply-list", written(&[listed])),
+        ("reschedule", written(&[reschedule])),
+        ("reschedule-reply", written(&[rescheduled])),
         ("error", written(&[error])),
         ("detach-detached", written(&[Frame::Detach, Frame::Detached])),
     ]

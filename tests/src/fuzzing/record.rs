@@ -3,7 +3,7 @@
 use escapement_engine::far::RunId;
 use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
-    NameHashes, Record, RecordWriter, RunStatement, TaskProgress, published_events, records,
+    Forward, NameHashes, Record, RecordWriter, RunStatement, TaskProgress, published_events, records,
 };
 use escapement_protocol::event::{Due, EventSpec};
 use escapement_protocol::{
@@ -70,8 +70,8 @@ fn written(record: &Record<'_>) -> Vec<u8> {
             writer.names(topic, of_block, first, names.iter());
         }
         Record::NamesForgotten { topic, before } => writer.names_forgotten(topic, before),
-        Record::Relocated { topic, sequence, due, ref progress, event } => {
-            writer.relocated(topic, sequence, due, progress, event);
+        Record::Relocated { topic, sequence, due, forward, ref progress, event } => {
+            writer.relocated(topic, sequence, due, forward, progress, event);
         }
         Record::Completed { subscription, outcome, last, sequences } => {
             let sequences: Vec<_> = sequences.iter().collect();
@@ -93,6 +93,10 @@ fn written(record: &Record<'_>) -> Vec<u8> {
         Record::Loaded { run, first_block, block_count } => writer.loaded(run, first_block, block_count),
         Record::CancelledInRun { run, events } => {
             writer.cancelled_in_run(run, events.with_topics());
+        }
+        Record::Rescheduled { sequence, due, forward } => writer.rescheduled(sequence, due, forward),
+        Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event } => {
+            writer.rescheduled_in_run(run, topic, (was_due, sequence), due, forward, event);
         }
     }
     out
@@ -129,10 +133,12 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         names: NameHashes::default(),
         events: &events,
     };
+    let forward = Forward { schedule_time: now, version: 2 };
     let relocated = Record::Relocated {
         topic: TopicId(3),
         sequence: Sequence(7),
         due: now,
+        forward: Some(forward),
         progress: progress.to_vec(),
         event: &event,
     };
@@ -199,6 +205,19 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("moved", moved),
         ("loaded", written(&Record::Loaded { run, first_block: 1, block_count: 2 })),
         ("cancelled-in-run", cancelled),
+        ("rescheduled", written(&Record::Rescheduled { sequence: Sequence(41), due: now, forward })),
+        (
+            "rescheduled-in-run",
+            written(&Record::RescheduledInRun {
+                run,
+                topic: TopicId(3),
+                sequence: Sequence(41),
+                was_due: now,
+                due: now,
+                forward,
+                event: &event,
+            }),
+        ),
     ];
     let all = seeds.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
     seeds.push(("every-record", all));

@@ -1,5 +1,6 @@
 //! Planted bugs: faults of the composition, which the simulator must notice.
 
+use std::borrow::Cow;
 use std::io;
 
 use escapement_engine::record::{HEADER_SIZE_BYTES, Record, RecordWriter, records};
@@ -67,6 +68,43 @@ pub enum Bug {
     NamesForgotten,
     /// Recovery takes events in without the names that they were published under.
     NamesNotRead,
+    /// Recovery does not read that an event in the log was rescheduled.
+    RescheduleForgotten,
+    /// The copy of a rescheduled event, once the block that says so is trimmed, does not say so.
+    RescheduleNotCopied,
+    /// A rescheduled event is pushed as if it was due when its id says.
+    RescheduledDueLost,
+}
+
+/// A block's records as recovery is shown them.
+pub(super) fn altered_records(bug: Option<Bug>, block: &[u8]) -> Cow<'_, [u8]> {
+    let is_altered = |record: &Record<'_>| match bug {
+        Some(Bug::RescheduleForgotten) => matches!(record, Record::Rescheduled { .. }),
+        Some(Bug::RescheduleNotCopied) => matches!(record, Record::Relocated { forward: Some(_), .. }),
+        _ => false,
+    };
+    if bug.is_none() || !records(block).flatten().any(|record| is_altered(&record)) {
+        return block.into();
+    }
+    let (mut altered, mut rest) = (Vec::new(), block);
+    for record in records(block).flatten() {
+        let body_size_bytes = rest[4..8].iter().rev().fold(0, |len, byte| len << 8 | usize::from(*byte));
+        let (whole, after) = rest.split_at(HEADER_SIZE_BYTES + body_size_bytes);
+        rest = after;
+        match record {
+            Record::Rescheduled { .. } if is_altered(&record) => {}
+            Record::Relocated { topic, sequence, forward: Some(forward), ref progress, event, .. }
+                if is_altered(&record) =>
+            {
+                let due = forward.schedule_time;
+                let mut count = 0;
+                let mut writer = RecordWriter::new(&mut altered, &mut count);
+                writer.relocated(topic, sequence, due, None, progress, event);
+            }
+            _ => altered.extend_from_slice(whole),
+        }
+    }
+    altered.into()
 }
 
 impl Bug {
@@ -101,6 +139,9 @@ impl Bug {
         Bug::QuestionsAstray,
         Bug::NamesForgotten,
         Bug::NamesNotRead,
+        Bug::RescheduleForgotten,
+        Bug::RescheduleNotCopied,
+        Bug::RescheduledDueLost,
     ];
 
     /// The one with this name, as it is written here.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use escapement_loadgen::generator::EventTemplate;
 use escapement_protocol::frame::{
     AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Cancel, CancelByName, CancelVerdict,
-    EventName, Frame, FrameError, Hello, Items, PushItem, QueryAnswer, SnapshotInfo,
+    EventName, Frame, FrameError, Hello, Items, PushItem, QueryAnswer, RescheduleVerdict, SnapshotInfo,
 };
 use escapement_protocol::settings::TopicSettings;
 use escapement_protocol::{
@@ -25,6 +25,7 @@ pub(super) enum Received {
     Pushes { epoch: u32, items: Vec<(PushItem, Vec<u8>)> },
     Detached,
     CancelReply { request: u64, verdicts: Vec<CancelVerdict> },
+    RescheduleReply { request: u64, verdicts: Vec<RescheduleVerdict> },
     AdminReply { request: u64, topic: Option<TopicId> },
     QueryReply { request: u64, answer: QueryAnswer },
     SnapshotHeld(SnapshotInfo),
@@ -58,6 +59,10 @@ pub(super) fn received(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<Vec<R
             }
             Frame::AdminReply { body: AdminAnswer::SnapshotHeld(held), .. } => Received::SnapshotHeld(held),
             Frame::AdminReply { body: AdminAnswer::SnapshotEnded, .. } => Received::SnapshotEnded,
+            Frame::RescheduleReply(reply) => Received::RescheduleReply {
+                request: reply.request,
+                verdicts: reply.verdicts.iter().collect(),
+            },
             Frame::AdminReply { request, body } => Received::AdminReply {
                 request,
                 topic: match body {

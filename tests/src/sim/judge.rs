@@ -5,6 +5,7 @@
 //! when each push left it is judged here. All of it errs towards the node: what may have been so is not held against it.
 
 mod attempts;
+mod dues;
 mod names;
 mod reading;
 
@@ -18,6 +19,8 @@ use escapement_protocol::{EventId, EventView, Misfire, Outcome, Sequence, ShardI
 use super::plan::Plan;
 use super::publisher::Sending;
 use attempts::{Attempts, Ended};
+use dues::Dues;
+pub(super) use dues::Sent;
 
 /// Shorter than any attempt's deadline.
 const LATE_NS: u64 = 50_000_000;
@@ -63,8 +66,9 @@ struct Place {
     /// When it was accepted; an event whose due time has passed is due then.
     accepted_ms: u64,
     cancel: Cancel,
-    /// The last start that pushed it.
-    pushed_by: Option<u32>,
+    /// The last start that pushed it, and as due when.
+    last_push: Option<(u32, u64)>,
+    dues: Dues,
     tasks: Vec<Task>,
 }
 
@@ -72,8 +76,10 @@ struct Place {
 #[derive(Clone, Debug)]
 struct Published {
     due_ms: u64,
-    /// From when on it is not delivered any more.
-    expiry_ms: Option<u64>,
+    /// The earliest moment that it was ever asked to be due at.
+    least_ms: u64,
+    /// How long after it is due it is not delivered any more.
+    ttl_ms: Option<u64>,
     topic: usize,
     answered: bool,
     /// Subscriptions that existed, acknowledged, before it was sent.
@@ -88,6 +94,8 @@ pub(super) struct Leaving<'a> {
     pub(super) host: u64,
     pub(super) epoch: u32,
     pub(super) item: PushItem,
+    /// When the node says that its event was due.
+    pub(super) due_ms: u64,
     pub(super) bytes: &'a [u8],
     /// The node's own.
     pub(super) wall_ms: u64,
@@ -210,8 +218,9 @@ impl Judge {
             .zip(&self.created)
             .map(|(s, created)| s.topic == topic && *created);
         let ttl_ms = self.plan.ttl_ms(n);
-        let expiry_ms = (ttl_ms > 0).then_some(due_ms + ttl_ms);
-        let published = Published { due_ms, expiry_ms, topic, answered: false, owed: owed.collect() };
+        let ttl_ms = (ttl_ms > 0).then_some(ttl_ms);
+        let published =
+            Published { due_ms, least_ms: due_ms, ttl_ms, topic, answered: false, owed: owed.collect() };
         self.events.insert(n, published);
     }
 
@@ -228,7 +237,8 @@ impl Judge {
 
     /// Whether a node can have found that an event's ttl had passed.
     pub(super) fn may_have_expired(&self, n: u64) -> bool {
-        self.events[&n].expiry_ms.is_some_and(|expiry_ms| expiry_ms <= self.latest_wall_ms)
+        let published = &self.events[&n];
+        published.ttl_ms.is_some_and(|ttl_ms| published.least_ms + ttl_ms <= self.latest_wall_ms)
     }
 
     /// A receipt has arrived. `wall_ms` is the node's clock, where it is the same start of the node.
@@ -290,6 +300,7 @@ impl Judge {
             id: view.id(),
             data: view.data(),
             event: item.event_id(),
+            due_ms: push.due_ms,
             received_wall_ns: push.wall_ms * 1_000_000,
         };
         self.auditors[index].pushed(&pushed);
@@ -302,7 +313,7 @@ impl Judge {
             return self.breach(format!("event {n} was pushed under another key"));
         }
         let key = (item.shard, item.sequence);
-        if let Some(expiry_ms) = self.events[&n].expiry_ms
+        if let Some(expiry_ms) = self.events[&n].ttl_ms.map(|ttl_ms| push.due_ms + ttl_ms)
             && self.wall_ms_at(push.decided_ns) >= expiry_ms
         {
             return self
@@ -313,7 +324,6 @@ impl Judge {
         if place.cancel == Cancel::Cancelled {
             return self.breach(format!("event {n} at {key:?} was pushed after it was cancelled"));
         }
-        place.pushed_by = Some(incarnation);
         self.judge_names(n);
         let Some(place) = self.places.get_mut(&key) else { return };
         let task = &mut place.tasks[index];
@@ -336,6 +346,7 @@ impl Judge {
         if let Some(ordering_key) = ordering_key {
             self.judge_order(&push, ordering_key, key, first);
         }
+        self.judge_due(key, push.due_ms);
         if let Err(what) =
             self.attempts.begin(&push, key, ordering_key, &self.plan.subscriptions[index].settings)
         {
@@ -357,13 +368,14 @@ impl Judge {
         if !first {
             return;
         }
-        let order = (self.events[&place.n].due_ms.max(place.accepted_ms), key.1);
+        let (due_ms, known_since) = self.order_of(key, push.due_ms);
+        let order = (due_ms, key.1);
         // An event that a subscription need not have is due to it from the moment that it exists, if at all.
-        let acked = place.acked.filter(|_| self.events[&place.n].owed[index]);
+        let known_since = known_since.filter(|_| self.events[&place.n].owed[index]);
         let pushes = self.first_pushes.entry((index, ordering_key)).or_default();
         // Known, certainly, before the other one became due: its receipt had arrived.
         let known = |other: &FirstPush| {
-            acked.is_some_and(|(incarnation, wall_ms)| {
+            known_since.is_some_and(|(incarnation, wall_ms)| {
                 incarnation < other.incarnation
                     || (incarnation == other.incarnation && wall_ms < other.order.0)
             })
@@ -468,18 +480,23 @@ impl Judge {
 
     /// An answer to a cancellation. `wall_ms` is the node's clock, where it is the same start of the node.
     pub(super) fn cancel_answered(&mut self, event: EventId, verdict: CancelVerdict, wall_ms: Option<u64>) {
-        let Some(place) = self.places.get_mut(&(event.shard, event.sequence)) else { return };
+        let key = (event.shard, event.sequence);
+        if !self.places.contains_key(&key) {
+            return;
+        }
+        let due_least_ms = self.due_least_ms(key);
+        let Some(place) = self.places.get_mut(&key) else { return };
         let n = place.n;
         match verdict {
             CancelVerdict::Cancelled => {
                 place.cancel = Cancel::Cancelled;
                 // Of an earlier start, whose clock was ahead, there may be pushes.
-                if place.pushed_by == Some(self.incarnation) {
+                if place.last_push.is_some_and(|(of, _)| of == self.incarnation) {
                     self.breach(format!("event {n} was cancelled after it was pushed"));
                 }
             }
             CancelVerdict::TooLate { .. } => {
-                if wall_ms.is_some_and(|wall_ms| wall_ms < event.schedule_time_ms) {
+                if wall_ms.is_some_and(|wall_ms| wall_ms < due_least_ms) {
                     self.breach(format!("event {n} was called too late to cancel before it was due"));
                 } else if place.cancel == Cancel::Cancelled {
                     self.breach(format!("event {n} was cancelled, and then was too late to cancel"));
@@ -515,17 +532,25 @@ impl Judge {
     /// Whether a subscription can have skipped its task of an event.
     fn may_skip(&self, index: usize, published: &Published) -> bool {
         match self.plan.subscriptions[index].settings.misfire {
-            Misfire::SkipOlderThan(ms) => self.latest_wall_ms.saturating_sub(published.due_ms) > ms,
+            Misfire::SkipOlderThan(ms) => self.latest_wall_ms.saturating_sub(published.least_ms) > ms,
             _ => false,
         }
     }
 
     /// Holds a recovered shard to what was acknowledged.
-    pub(super) fn recovered(&mut self, shard: ShardId, is_pending: impl Fn(Sequence) -> bool) {
+    pub(super) fn recovered(
+        &mut self,
+        shard: ShardId,
+        held: impl Fn(Sequence) -> Option<(WallMs, Option<u64>)>,
+    ) {
         let range = (shard, Sequence(0))..=(shard, Sequence::MAX);
         let mut found = None;
         for (key, place) in self.places.range(range) {
-            let pending = is_pending(key.1);
+            let held = held(key.1);
+            let pending = held.is_some();
+            if let Some(what) = held.and_then(|(due, version)| self.recovered_due(*key, due.0, version)) {
+                found.get_or_insert(what);
+            }
             if !pending && self.is_owed(place) {
                 found.get_or_insert(format!("event {} at {key:?} was acknowledged and is lost", place.n));
             }
@@ -543,9 +568,10 @@ impl Judge {
         let Some(place) = self.places.get(&key) else { return };
         let published = &self.events[&place.n];
         let misfire = subscription.map(|index| self.plan.subscriptions[index].settings.misfire);
-        let due_ms = published.due_ms.max(place.accepted_ms);
+        // Of an event that was rescheduled, at any of the times that were asked for.
+        let due_ms = published.least_ms.max(place.accepted_ms);
         let is_early = match outcome {
-            Outcome::Expired => published.expiry_ms.is_none_or(|expiry_ms| at.0 < expiry_ms),
+            Outcome::Expired => published.ttl_ms.is_none_or(|ttl_ms| at.0 < published.least_ms + ttl_ms),
             Outcome::Skipped => match misfire {
                 Some(Misfire::SkipOlderThan(ms)) => {
                     due_ms >= self.missed_until_ms || at.0.saturating_sub(due_ms) <= ms

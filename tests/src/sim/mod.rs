@@ -23,6 +23,7 @@ mod publisher;
 mod quic;
 mod reader;
 mod recovery;
+mod reschedule;
 mod subscriber;
 mod tally;
 mod trace;

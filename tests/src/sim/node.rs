@@ -598,11 +598,12 @@ impl World {
         };
         let plan = &self.plan.subscribers[subscriber];
         let (subscription, host) = (plan.subscription, plan.host);
-        let altered = self.options.bug == Some(Bug::EventAltered) && self.rng.one_in(20);
+        let bug = self.options.bug;
+        let altered = bug == Some(Bug::EventAltered) && self.rng.one_in(20);
         let (judge, trace, now_ns) = (&mut self.judge, &mut self.trace, self.now_ns);
         let fed = FrameDecoder::new().feed(frame, |frame| {
             if let Frame::PushBatch(batch) = frame {
-                for (item, bytes) in batch.iter() {
+                for ((item, bytes), due) in batch.iter().zip(batch.dues()) {
                     let mut copy = bytes.to_vec();
                     if altered && let Some(last) = copy.iter_mut().rev().find(|byte| **byte != 0) {
                         *last ^= 1;
@@ -610,12 +611,15 @@ impl World {
                     let epoch = batch.epoch.0;
                     trace.line(now_ns, format_args!("push to {stream} under epoch {epoch}: {item:?}"));
                     let bytes = &copy;
+                    let is_lost = bug == Some(Bug::RescheduledDueLost);
+                    let due = if is_lost { item.schedule_time } else { due };
                     judge.pushed(Leaving {
                         subscription,
                         stream,
                         host,
                         epoch,
                         item,
+                        due_ms: due.0,
                         bytes,
                         wall_ms,
                         now_ns,

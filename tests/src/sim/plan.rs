@@ -74,6 +74,7 @@ pub(super) struct Plan {
     pub(super) cancels: bool,
     /// Whether somebody reads what is pending.
     pub(super) reads: bool,
+    pub(super) reschedules: bool,
     pub(super) memory_bytes_max: usize,
     /// How far ahead of their time events are kept in memory, in ms.
     pub(super) horizon_ms: u64,
@@ -235,6 +236,8 @@ impl Plan {
             cancels: rng.one_in(2),
             // Of the seed alone, so that what others draw stays as it was.
             reads: seed % 3 == 2,
+            // Without a number of those that the rest is drawn from.
+            reschedules: matches!(seed % 11, 0 | 2 | 5 | 8),
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
             horizon_ms,
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),

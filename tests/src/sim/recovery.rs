@@ -17,7 +17,7 @@ use escapement_wal::{
     RecoveryReport, ShardLog, format_log, open,
 };
 
-use super::bug::{Bug, Unsynced};
+use super::bug::{Bug, Unsynced, altered_records};
 use super::node::Node;
 use super::world::{Happening, NS_PER_MS, World};
 
@@ -249,7 +249,8 @@ impl World {
                 own_blocks.push(block.seq.0);
             }
             let mut apply = |seq: u64, records: &[u8]| {
-                if let Err(error) = state_shard.replay_block(seq, records, &mut runs) {
+                let altered = altered_records(bug, records);
+                if let Err(error) = state_shard.replay_block(seq, &altered, &mut runs) {
                     faults.push(format!("block {seq}: {error}"));
                 }
             };
@@ -302,15 +303,18 @@ impl World {
             "shard {shard} recovered blocks {} to {} under epoch {}, {:?}",
             report.first, report.last, report.epoch.0, report.end
         ));
-        let far: BTreeSet<Sequence> = match state_shard.far_events(&mut runs) {
-            Ok(events) => events.into_iter().map(|(_, sequence)| sequence).collect(),
+        let far: BTreeMap<Sequence, WallMs> = match state_shard.far_events(&mut runs) {
+            Ok(events) => events.into_iter().map(|(due, sequence)| (sequence, due)).collect(),
             Err(error) => return Err(NoStart::Refused(error.to_string())),
         };
         if far.len() as u64 != state_shard.stats().far {
             return Err(NoStart::Refused("events in runs are not counted rightly".into()));
         }
-        let is_pending = |sequence| state_shard.event(sequence).is_some() || far.contains(&sequence);
-        self.judge.recovered(ShardId(shard), is_pending);
+        let held = |sequence| match state_shard.event(sequence) {
+            Some(event) => Some((event.due, Some(event.forward.map_or(0, |forward| forward.version)))),
+            None => far.get(&sequence).map(|due| (*due, None)),
+        };
+        self.judge.recovered(ShardId(shard), held);
         for (subscription, outcome, sequence, at) in ends {
             let held = state_shard.registry().subscription(subscription);
             let index = held.and_then(|held| self.plan.subscription_named(&held.settings.name));

@@ -17,6 +17,7 @@ use super::publisher::Publisher;
 use super::quic::{QuicWorld, Way};
 use super::reader::Reader;
 use super::recovery::ShardDisk;
+use super::reschedule::Rescheduler;
 use super::subscriber::Subscriber;
 use super::trace::Trace;
 use super::{Counts, Options, Passed};
@@ -38,6 +39,7 @@ pub(super) enum Who {
     Canceller,
     Reader,
     Copier,
+    Rescheduler,
 }
 
 /// Something that happens at a moment.
@@ -125,6 +127,7 @@ pub(super) struct World {
     pub(super) canceller: Canceller,
     pub(super) reader: Reader,
     pub(super) copier: Copier,
+    pub(super) rescheduler: Rescheduler,
     /// Events handed to publishers so far.
     pub(super) handed_out: u64,
     /// Points until the next crash.
@@ -155,6 +158,7 @@ impl World {
             canceller: Canceller::default(),
             reader: Reader::new(seed),
             copier: Copier::new(seed),
+            rescheduler: Rescheduler::new(seed),
             crashes_left: plan.crashes,
             plan,
             rng,
@@ -194,6 +198,9 @@ impl World {
         }
         if self.plan.snapshots {
             self.wake(Who::Copier, 50);
+        }
+        if self.plan.reschedules {
+            self.wake(Who::Rescheduler, 10);
         }
         self.queue.push(self.now_ns + 5 * NS_PER_MS, Happening::Fault);
     }
@@ -335,6 +342,7 @@ impl World {
             Happening::Wake(Who::Canceller) => self.canceller_wakes(),
             Happening::Wake(Who::Reader) => self.reader_wakes(),
             Happening::Wake(Who::Copier) => self.copier_wakes(),
+            Happening::Wake(Who::Rescheduler) => self.rescheduler_wakes(),
             Happening::ResultDue { subscriber, epoch, tag } => self.result_due(subscriber, epoch, tag),
             Happening::Boot => self.boot(),
             Happening::Fault => self.fault(),
@@ -494,6 +502,7 @@ impl World {
             Who::Canceller => self.canceller_frame(stream, incarnation, frame),
             Who::Reader => self.reader_frame(stream, incarnation, frame),
             Who::Copier => self.copier_frame(stream, frame),
+            Who::Rescheduler => self.rescheduler_frame(stream, incarnation, &frame),
         }
     }
 
@@ -512,6 +521,7 @@ impl World {
             Who::Canceller => self.canceller.cut(connection),
             Who::Reader => self.reader.cut(connection),
             Who::Copier => self.copier.cut(connection),
+            Who::Rescheduler => self.rescheduler.cut(connection),
         }
     }
 

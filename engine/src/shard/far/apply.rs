@@ -106,14 +106,28 @@ impl Shard {
     }
 
     pub(in crate::shard) fn apply_cancelled_in_run(&mut self, id: RunId, key: Key, topic: TopicId) {
+        self.end_in_run(id, key, topic);
         if !self.recovering {
-            self.volatile.far.cancelled.remove(&key.1);
+            let cancelled = &mut self.volatile.far.cancelled;
+            if cancelled.get(&key.1) == Some(&id) {
+                cancelled.remove(&key.1);
+            }
+            return;
         }
-        self.durable.runs.ended(id, key, topic);
-        // Said again after the event was loaded, while the first record that says so was trimmed.
-        if self.recovering {
+        // Said again after the event was loaded, while the first record that says so was trimmed. One that was rescheduled
+        // since is another version, and lives on.
+        let run = self.durable.runs.get(id).filter(|run| run.footer.is_some());
+        if run.is_some_and(|run| run.version_of(key.1) == self.durable.version(key.1)) {
             self.end_event(key.1);
-        } else if let Some(run) = self.durable.runs.get(id) {
+        }
+    }
+
+    /// An event is pending in this run no more.
+    pub(in crate::shard) fn end_in_run(&mut self, id: RunId, key: Key, topic: TopicId) {
+        self.durable.runs.ended(id, key, topic);
+        if !self.recovering
+            && let Some(run) = self.durable.runs.get(id)
+        {
             self.volatile.far.rewriting.consider(id, run);
         }
     }

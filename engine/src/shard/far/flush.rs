@@ -1,12 +1,13 @@
 //! From memory and the log into a run, a little in each turn.
 
+use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use escapement_protocol::{MonoNs, Sequence, TopicId, WallMs};
 
-use super::{Moving, Purpose, RETRY_AFTER_MS};
+use super::{Moving, Purpose, RETRY_AFTER_MS, is_moving};
 use crate::effects::Effects;
-use crate::far::format::{BLOCK_SIZE_BYTES, RunFooter, RunWriter};
+use crate::far::format::{BLOCK_SIZE_BYTES, Forwarded, RunFooter, RunWriter};
 use crate::far::{Key, Merge, RunId, RunOp};
 use crate::record::RunStatement;
 use crate::shard::Shard;
@@ -35,6 +36,8 @@ pub(super) struct Flush {
     keys: Vec<Key>,
     /// Their topics, which nobody knows any more of what ends meanwhile.
     topics: Vec<TopicId>,
+    /// Of these, how often those were rescheduled that were, when they were written.
+    versions: HashMap<Sequence, u64>,
     stage: Stage,
 }
 
@@ -60,7 +63,9 @@ impl Flush {
             Stage::Filling { bytes, .. } => bytes.capacity(),
             _ => 0,
         };
-        self.keys.capacity() * size_of::<Key>() + self.topics.capacity() * size_of::<TopicId>() + bytes
+        let versions = self.versions.capacity() * (size_of::<Forwarded>() + size_of::<(Sequence, u64)>());
+        let topics = self.topics.capacity() * size_of::<TopicId>();
+        self.keys.capacity() * size_of::<Key>() + topics + versions + bytes
     }
 
     fn moved_count(&self) -> usize {
@@ -149,7 +154,14 @@ impl Shard {
         if !far.buffer.is_empty() {
             far.since = Some(self.volatile.now.mono);
         }
-        far.flush = Some(Flush { run, rest, keys: Vec::new(), topics: Vec::new(), stage: Stage::Creating });
+        far.flush = Some(Flush {
+            run,
+            rest,
+            keys: Vec::new(),
+            topics: Vec::new(),
+            versions: HashMap::new(),
+            stage: Stage::Creating,
+        });
         far.request(Purpose::Flush(run), RunOp::Create { run }, out);
     }
 
@@ -164,7 +176,7 @@ impl Shard {
         let horizon = self.horizon();
         let Shard { durable, volatile, .. } = self;
         let far = &mut volatile.far;
-        let Some(Flush { run, rest, keys, topics, stage }) = &mut far.flush else { return };
+        let Some(Flush { run, rest, keys, topics, versions, stage }) = &mut far.flush else { return };
         let run = *run;
         let Stage::Filling { writer, bytes, written, is_writing } = stage else { return };
         let block_end = writer.complete_size_bytes() + 1;
@@ -180,10 +192,24 @@ impl Shard {
             }
             durable.warm(batch.iter().map(|key| key.1));
             for (due, sequence) in batch.drain(..) {
-                let Some(entry) = durable.table.get(sequence) else { continue };
+                let entry = durable.table.get(sequence).filter(|entry| entry.due == due);
+                let Some(entry) = entry else { continue };
+                // Its time begins to run again when that is durable.
+                if volatile.rescheduling.contains_key(&sequence) {
+                    continue;
+                }
                 if due <= horizon {
                     volatile.wheel.insert(crate::wheel::Tick(due.0), sequence.0);
                     continue;
+                }
+                if let Some(forward) = durable.forwards.get(&sequence) {
+                    // One that was rescheduled away and back has two keys, and may be written or on its way by the other
+                    // one. What it became since has its place in the buffer.
+                    if versions.contains_key(&sequence) || is_moving(&far.moving, sequence).is_some() {
+                        continue;
+                    }
+                    writer.forward(Forwarded { sequence, due, forward: *forward });
+                    versions.insert(sequence, forward.version);
                 }
                 writer.push(bytes, (due, sequence), entry.topic, durable.payloads.event(entry.location));
                 keys.push((due, sequence));
@@ -256,7 +282,7 @@ impl Shard {
         if far.moving.len() >= MOVING_COUNT_MAX {
             return;
         }
-        let Some(Flush { run, keys, topics, stage, .. }) = &mut far.flush else { return };
+        let Some(Flush { run, keys, topics, versions, stage, .. }) = &mut far.flush else { return };
         let run = *run;
         let Stage::Moving { blocks, block, at } = stage else { return };
         let (first_block, from) = (*block, *at);
@@ -272,12 +298,20 @@ impl Shard {
         ending.sort_unstable();
         let is_pending =
             |key: &Key| durable.table.get(key.1).is_some() && ending.binary_search(&key.1).is_err();
+        // What was rescheduled since it was written, or is about to be, is elsewhere by now.
+        let is_as_written = |key: &Key| {
+            let version = durable.forwards.get(&key.1).map_or(0, |forward| forward.version);
+            version == versions.get(&key.1).copied().unwrap_or(0)
+                && !volatile.rescheduling.contains_key(&key.1)
+                && (version == 0 || is_moving(&far.moving, key.1).is_none())
+        };
         let (mut alive, mut dead) = (Vec::with_capacity(*at - from), Vec::new());
         let moved = keys[from..*at].chunks(WARM_COUNT).zip(topics[from..*at].chunks(WARM_COUNT));
         for (batch, topics) in moved {
             durable.table.touch(batch.iter().map(|key| key.1));
             for (key, topic) in batch.iter().zip(topics) {
-                if is_pending(key) { alive.push(key.1) } else { dead.push((*key, *topic)) }
+                let stays = is_pending(key) && is_as_written(key);
+                if stays { alive.push(key.1) } else { dead.push((*key, *topic)) }
             }
         }
         let (block_count, is_last) = (*block - first_block, *block == blocks.len());
@@ -315,7 +349,9 @@ impl Shard {
     }
 
     fn schedule_again(&mut self, (due, sequence): Key) {
-        if let Some(entry) = self.durable.table.get(sequence) {
+        let entry = self.durable.table.get(sequence).filter(|entry| entry.due == due);
+        // One that is about to be rescheduled begins again when that is durable.
+        if let Some(entry) = entry.filter(|_| !self.volatile.rescheduling.contains_key(&sequence)) {
             let size_bytes = entry.location.event_len();
             self.schedule(due, sequence, size_bytes);
         }

@@ -1,13 +1,14 @@
 //! From runs back into memory, ahead of need.
 
+use std::cmp::Ordering;
 use std::io;
 
-use super::super::ApplyError;
+use super::super::{ApplyError, Durable};
 use super::{Purpose, Shard};
 use crate::effects::Effects;
 use crate::far::format::{BlockPlace, RunBlock, RunEntry};
 use crate::far::{Closing, RunDamage, RunError, RunId, RunOp};
-use crate::record::RunStatement;
+use crate::record::{Forward, RunStatement};
 use crate::table::Entry;
 use crate::wheel::Tick;
 use escapement_protocol::WallMs;
@@ -188,30 +189,56 @@ impl Shard {
     /// [`ApplyError::Twice`].
     pub(super) fn take_in(&mut self, chunk: &Chunk, block: u64) -> Result<(), ApplyError> {
         let horizon = self.horizon();
+        let Durable { runs, table, payloads, progress, ledger, copies, forwards, next_sequence, .. } =
+            &mut self.durable;
+        let run = runs.entry(chunk.run);
+        let forwarded = |sequence| run.footer.as_ref().and_then(|footer| footer.forwarded(sequence));
+        let mut far = Vec::new();
         for entry in chunk.entries() {
-            let ended = &self.durable.runs.entry(chunk.run).ended;
-            if !ended.is_empty() && ended.contains_key(&entry.key) {
+            if !run.ended.is_empty() && run.ended.contains_key(&entry.key) {
                 continue;
             }
             let (due, sequence) = entry.key;
-            let location = self.durable.payloads.insert(sequence, entry.event);
+            let forward = forwarded(sequence).map(|forwarded| forwarded.forward);
+            let location = payloads.insert(sequence, entry.event);
             let held = Entry { due, location, topic: entry.topic, block: block as u32 };
-            let before = self.durable.table.insert(sequence, held);
-            if before.is_some() {
-                return Err(ApplyError::Twice(sequence));
+            if let Some(before) = table.insert(sequence, held) {
+                // In recovery, the record that the event had left a run may be trimmed, and said again later on: of two
+                // versions the later one is pending.
+                let version = |forward: Option<&Forward>| forward.map_or(0, |forward| forward.version);
+                match version(forwards.get(&sequence)).cmp(&version(forward.as_ref())) {
+                    Ordering::Greater if self.recovering => {
+                        table.insert(sequence, before);
+                        payloads.remove(location);
+                        continue;
+                    }
+                    Ordering::Less if self.recovering => {
+                        payloads.remove(before.location);
+                        copies.remove(before.topic);
+                        ledger.gone(before.block);
+                        progress.remove(sequence);
+                    }
+                    _ => return Err(ApplyError::Twice(sequence)),
+                }
             }
-            self.durable.copies.add(entry.topic, 1);
-            self.durable.ledger.relocated(block, sequence);
-            self.durable.next_sequence = self.durable.next_sequence.max(sequence.0 + 1);
+            if let Some(forward) = forward {
+                forwards.insert(sequence, forward);
+            }
+            copies.add(entry.topic, 1);
+            ledger.relocated(block, sequence);
+            *next_sequence = (*next_sequence).max(sequence.0 + 1);
             if self.recovering || self.volatile.lane.loaded(due, sequence, entry.event) {
                 continue;
             }
             if chunk.why == Why::Sparse && due > horizon {
-                self.schedule(due, sequence, location.event_len());
+                far.push((due, sequence, location.event_len()));
             } else {
                 // What is near stays near, even where the horizon has shrunk since it was read.
                 self.volatile.wheel.insert(Tick(due.0), sequence.0);
             }
+        }
+        for (due, sequence, size_bytes) in far {
+            self.schedule(due, sequence, size_bytes);
         }
         self.durable.runs.loaded(chunk.run, chunk.first_block + chunk.block_count, block);
         let far = &mut self.volatile.far;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use escapement_protocol::frame::{CancelVerdict, EventPlace, QueryAnswer};
+use escapement_protocol::frame::{CancelVerdict, EventPlace, QueryAnswer, RescheduleVerdict};
 use escapement_protocol::{ErrorCode, EventId, Outcome, SubscriptionId, TopicId, WallMs};
 
 use super::{Purpose, Shard};
@@ -10,6 +10,7 @@ use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
 use crate::far::format::RunBlock;
 use crate::far::{Key, RunError, RunId, RunOp};
 use crate::shard::query::Known;
+use crate::shard::reschedule::Source;
 
 /// Look-ups that wait for the disk at once.
 const LOOKUP_COUNT_MAX: usize = 1_024;
@@ -22,6 +23,8 @@ const RETRY_AFTER_MS: u32 = 100;
 pub(in crate::shard) enum Aim {
     /// A record is to say that it was cancelled.
     Cancel,
+    /// A record is to say that it is due then, or at once where that is past; in any version, or in that one.
+    Reschedule { due: WallMs, expected: Option<u64> },
     /// Somebody wants to know of it, and with `peek` its bytes.
     Get { peek: bool },
 }
@@ -42,9 +45,31 @@ struct Found {
     bytes: Option<Vec<u8>>,
 }
 
-fn key_of(event: EventId) -> Key {
-    // A far-future event is due when it was scheduled for.
-    (WallMs(event.schedule_time_ms), event.sequence)
+impl Aim {
+    /// The answer where no such event is pending.
+    pub(in crate::shard) fn not_found(self) -> ReplyBody {
+        match self {
+            Aim::Cancel => ReplyBody::Cancelled(CancelVerdict::NotFound),
+            Aim::Reschedule { .. } => ReplyBody::Rescheduled(RescheduleVerdict::NotFound),
+            Aim::Get { .. } => ReplyBody::Answered(QueryAnswer::Event(None)),
+        }
+    }
+
+    /// The answer to a change, once what is on its way is durable, where the event's cancellation is on its way.
+    pub(in crate::shard) fn after_cancel(self) -> ReplyBody {
+        match self {
+            Aim::Cancel => ReplyBody::Cancelled(CancelVerdict::Cancelled),
+            other => other.not_found(),
+        }
+    }
+
+    fn wants_bytes(self) -> bool {
+        matches!(self, Aim::Get { peek: true } | Aim::Reschedule { .. })
+    }
+
+    fn is_change(self) -> bool {
+        !matches!(self, Aim::Get { .. })
+    }
 }
 
 impl Shard {
@@ -62,7 +87,7 @@ impl Shard {
         out: &mut Effects,
     ) {
         // The first request's record may be on its way: this answer waits for it too.
-        if self.volatile.far.cancelled.insert(key.1) {
+        if self.volatile.far.cancelled.insert(key.1, run).is_none() {
             out.log().cancelled_in_run(run, [(key, topic)].into_iter());
             self.volatile.ended_counts.add(SubscriptionId(0), Outcome::Cancelled, 1);
         }
@@ -71,22 +96,18 @@ impl Shard {
 
     /// Looks for the event in runs from `from` on.
     fn look_up_from(&mut self, look_up: LookUp, from: RunId, out: &mut Effects) {
-        let key = key_of(look_up.event);
+        let LookUp { ticket, event, aim } = look_up;
         let held = self.durable.runs.iter().skip_while(|(id, _)| *id < from);
-        let found = held.filter(|(_, run)| !run.ended.contains_key(&key)).find_map(|(id, run)| {
-            let block = run.block_of(key)?;
+        let mut found = held.filter_map(|(id, run)| {
+            let (_, block) = run.place_of(event)?;
             let footer = run.footer.as_ref()?;
             Some((id, block, footer.index[block as usize]))
         });
-        let Some((run, block, place)) = found else {
-            let nothing = match look_up.aim {
-                Aim::Cancel => ReplyBody::Cancelled(CancelVerdict::NotFound),
-                Aim::Get { .. } => ReplyBody::Answered(QueryAnswer::Event(None)),
-            };
-            return out.reply(look_up.ticket, nothing);
+        let Some((run, block, place)) = found.next() else {
+            return out.reply(ticket, aim.not_found());
         };
-        if look_up.aim == Aim::Cancel && self.volatile.far.is_cancelled(key.1) {
-            return out.reply_on_commit(look_up.ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
+        if aim.is_change() && self.volatile.far.is_cancelled(event.sequence) {
+            return out.reply_on_commit(ticket, aim.after_cancel());
         }
         let is_loading = self.is_loading(run, block);
         let far = &mut self.volatile.far;
@@ -121,19 +142,25 @@ impl Shard {
         out: &mut Effects,
     ) {
         let LookUp { ticket, event, aim } = look_up;
-        let key = key_of(event);
-        let still_there = self.durable.runs.get(run).and_then(|held| held.block_of(key)) == Some(block);
-        if !still_there || self.is_loading(run, block) {
-            // It has come to memory meanwhile, or is about to.
+        let place = self.durable.runs.get(run).and_then(|held| held.place_of(event));
+        let Some((key, _)) = place.filter(|(_, at)| *at == block && !self.is_loading(run, block)) else {
+            // It has ended there, or come to memory meanwhile, or is about to.
+            return self.decide_again(look_up, out);
+        };
+        if aim.is_change() && self.volatile.rescheduling.contains_key(&event.sequence) {
             return self.decide_again(look_up, out);
         }
         match self.find_in_block(key, aim, (run, block), result) {
             Ok(Some(found)) => match aim {
                 Aim::Cancel => self.log_cancelled(ticket, run, (key, found.topic), out),
-                Aim::Get { .. }
-                    if self.durable.runs.get(run).is_some_and(|held| held.ended.contains_key(&key)) =>
-                {
-                    out.reply(ticket, ReplyBody::Answered(QueryAnswer::Event(None)));
+                Aim::Reschedule { .. } if self.volatile.far.is_cancelled(key.1) => {
+                    out.reply_on_commit(ticket, aim.after_cancel());
+                }
+                Aim::Reschedule { due, expected } => {
+                    let held = self.held_in_run(run, event, key.0);
+                    let event_bytes = found.bytes.expect("a change of due time wants the bytes");
+                    let source = Source::Run { run, topic: found.topic, event: event_bytes };
+                    self.reschedule_held(ticket, (event.sequence, held, source), due, expected, out);
                 }
                 Aim::Get { .. } => {
                     let Found { topic, size_bytes, bytes } = found;
@@ -144,7 +171,7 @@ impl Shard {
                 }
             },
             // Another run had it, and it has come to memory meanwhile.
-            Ok(None) if self.durable.table.get(event.sequence).is_some() => self.decide_again(look_up, out),
+            Ok(None) if self.held(event).is_some() => self.decide_again(look_up, out),
             Ok(None) => self.look_up_from(look_up, RunId(run.0 + 1), out),
             Err(error) => self.damaged(error),
         }
@@ -165,7 +192,7 @@ impl Shard {
         Ok(entry.map(|entry| Found {
             topic: entry.topic,
             size_bytes: entry.event.len() as u32,
-            bytes: (aim == Aim::Get { peek: true }).then(|| entry.event.to_vec()),
+            bytes: aim.wants_bytes().then(|| entry.event.to_vec()),
         }))
     }
 
@@ -173,7 +200,7 @@ impl Shard {
     fn decide_again(&mut self, look_up: LookUp, out: &mut Effects) {
         let LookUp { ticket, event, aim } = look_up;
         match aim {
-            Aim::Cancel => self.cancel(ticket, event, out),
+            Aim::Cancel | Aim::Reschedule { .. } => self.change(look_up, out),
             Aim::Get { peek } => self.get(ticket, event, peek, out),
         }
     }

@@ -154,12 +154,17 @@ impl Judge {
     ) {
         let known = |bytes| EventView::trusted(bytes).map_or(0, |event| self.auditor.warm(event.id()));
         std::hint::black_box(batch.events.iter().fold(0, |all, bytes| all ^ known(bytes)));
-        for (item, bytes) in batch.iter() {
+        for ((item, bytes), due) in batch.iter().zip(batch.dues()) {
             // Of an event that cannot be read, nothing is right.
             let (id, data) =
                 EventView::trusted(bytes).map_or((&[][..], &[][..]), |event| (event.id(), event.data()));
-            let verdict =
-                self.auditor.pushed(&Pushed { id, data, event: item.event_id(), received_wall_ns: wall_ns });
+            let verdict = self.auditor.pushed(&Pushed {
+                id,
+                data,
+                event: item.event_id(),
+                due_ms: due.0,
+                received_wall_ns: wall_ns,
+            });
             let n = match verdict {
                 Verdict::First { n, lateness_ns } => {
                     if n >= self.measured_from {

@@ -57,6 +57,7 @@ impl Judge {
             return;
         };
         let info = detail.info;
+        let clock = clock.filter(|_| place.dues.is_untouched());
         let is_early = clock.is_some_and(|(_, now_ms)| info.state != TaskState::Scheduled && now_ms < due_ms);
         let is_late =
             clock.is_some_and(|(then_ms, _)| info.state == TaskState::Scheduled && due_ms <= then_ms);
@@ -68,7 +69,7 @@ impl Judge {
             "it was cancelled before"
         } else if info.id != event || topic.is_some_and(|topic| topic != info.topic) || is_another {
             "it is another event"
-        } else if info.due.0 != due_ms {
+        } else if !place.dues.may_be(info.due.0, due_ms) {
             "it is due at another time"
         } else if is_early || is_late {
             "it is in another state"

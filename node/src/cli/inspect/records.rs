@@ -1,0 +1,97 @@
+//! What there is to say of a record.
+
+use escapement_engine::record::{Record, RunStatement};
+use serde_json::{Value, json};
+
+use crate::cli::moment::rfc3339;
+
+/// A record's name, and what there is to say of it.
+pub(super) fn describe(record: &Record<'_>) -> (&'static str, Value) {
+    match record {
+        Record::Published { topic, first_sequence, count, accepted, names, events } => (
+            "published",
+            json!({
+                "topic": topic.0, "first_sequence": first_sequence.0, "count": count,
+                "accepted": rfc3339(*accepted), "names": names.count(), "bytes": events.len(),
+            }),
+        ),
+        Record::Relocated { topic, sequence, due, forward, progress, event } => (
+            "relocated",
+            json!({
+                "topic": topic.0, "sequence": sequence.0, "due": rfc3339(*due), "tasks": progress.len(),
+                "version": forward.map_or(0, |forward| forward.version), "bytes": event.len(),
+            }),
+        ),
+        Record::Rescheduled { sequence, due, forward } => (
+            "rescheduled",
+            json!({
+                "sequence": sequence.0, "due": rfc3339(*due), "version": forward.version,
+                "schedule_time": rfc3339(forward.schedule_time),
+            }),
+        ),
+        Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event } => (
+            "rescheduled_in_run",
+            json!({
+                "run": run.0, "topic": topic.0, "sequence": sequence.0, "was_due": rfc3339(*was_due),
+                "due": rfc3339(*due), "version": forward.version,
+                "schedule_time": rfc3339(forward.schedule_time), "bytes": event.len(),
+            }),
+        ),
+        Record::Completed { subscription, outcome, last, sequences } => (
+            "completed",
+            json!({
+                "subscription": subscription.0, "outcome": format!("{outcome:?}"), "last": last,
+                "sequences": sequences.iter().map(|sequence| sequence.0).collect::<Vec<_>>(),
+            }),
+        ),
+        Record::AttemptFailed { subscription, sequence, attempt, excused, next_due } => (
+            "attempt_failed",
+            json!({
+                "subscription": subscription.0, "sequence": sequence.0, "attempt": attempt, "excused": excused,
+                "next_due": rfc3339(*next_due),
+            }),
+        ),
+        Record::Topic { id, version, settings } => {
+            ("topic", json!({ "topic": id.0, "version": version, "name": settings.name }))
+        }
+        Record::Subscription { id, version, topic, settings } => (
+            "subscription",
+            json!({ "subscription": id.0, "version": version, "topic": topic.0, "name": settings.name }),
+        ),
+        Record::Names { topic, of_block, first, names } => (
+            "names",
+            json!({
+                "topic": topic.0, "of_block": of_block, "first_sequence": first.0, "count": names.iter().len(),
+            }),
+        ),
+        Record::NamesForgotten { topic, before } => {
+            ("names_forgotten", json!({ "topic": topic.0, "before_sequence": before.0 }))
+        }
+        Record::Mark { next_sequence } => ("mark", json!({ "next_sequence": next_sequence.0 })),
+        Record::Run(RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes }) => (
+            "run",
+            json!({
+                "run": run.0, "closed": closed, "moved_blocks": moved, "loaded_blocks": loaded,
+                "footer": footer_id, "as_of": as_of, "bytes": size_bytes,
+            }),
+        ),
+        Record::Moved { run, first_block, block_count, sequences } => (
+            "moved",
+            json!({
+                "run": run.0, "first_block": first_block, "blocks": block_count,
+                "sequences": sequences.iter().map(|sequence| sequence.0).collect::<Vec<_>>(),
+            }),
+        ),
+        Record::Loaded { run, first_block, block_count } => {
+            ("loaded", json!({ "run": run.0, "first_block": first_block, "blocks": block_count }))
+        }
+        Record::CancelledInRun { run, events } => (
+            "cancelled_in_run",
+            json!({
+                "run": run.0,
+                "sequences": events.iter().map(|(_, sequence)| sequence.0).collect::<Vec<_>>(),
+                "topics": events.with_topics().map(|(_, topic)| topic.0).collect::<Vec<_>>(),
+            }),
+        ),
+    }
+}
