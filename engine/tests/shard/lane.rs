@@ -206,3 +206,31 @@ fn a_run_that_comes_near_is_read_ahead_of_overdue_ones_that_have_no_room() {
     rig.sync();
     assert!(pushed(&rig).contains(&near), "in time");
 }
+
+#[test]
+fn a_rescheduled_event_is_overdue_or_newly_due_by_the_time_that_counts() {
+    let mut rig = Rig::new(config(1));
+    let (topic, id) = subscribed(&mut rig, "t");
+    publish(&mut rig, topic, 1_500, b"");
+    let [earlier, put_off, now] =
+        [2 * HOUR_MS, 2_000, 2 * HOUR_MS].map(|due_ms| rig.published(0, topic, event(due_ms, b"")));
+    for (sequence, due_ms) in [(earlier, 1_600), (put_off, HOUR_MS + 10)] {
+        let event = rig.id(0, sequence);
+        rig.reschedule(event, START.plus_ms(due_ms), None);
+    }
+    rig.sync();
+    down(&mut rig, HOUR_MS);
+    assert_eq!(rig.shard(0).stats().overdue, 1_501, "with the one that was due later at first");
+    let event = rig.id(0, now);
+    rig.reschedule(event, WallMs(0), None);
+    rig.advance_ms(10);
+    rig.sync();
+    rig.attach(id);
+    rig.sync();
+    let order = delivered(&mut rig);
+    let place = |of| order.iter().position(|sequence| *sequence == of);
+    assert!(place(now) <= Some(LANE_TASKS + 1) && place(put_off) <= Some(LANE_TASKS + 1), "{order:?}");
+    assert_eq!(place(earlier), Some(1_502), "the last of the lane");
+    assert_eq!(order.len(), 1_503);
+    rig.check();
+}

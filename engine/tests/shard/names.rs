@@ -326,6 +326,38 @@ fn a_far_event_is_cancelled_by_its_name() {
 }
 
 #[test]
+fn a_rescheduled_event_keeps_its_name_and_receipt_and_is_cancelled_by_it_in_a_run() {
+    let mut rig = Rig::new(config(1));
+    let topic = topic(&mut rig, 100 * WINDOW_MS);
+    publish(&mut rig, topic, &[later("a"), later("b")]);
+    let far = rig.now.wall.plus_ms(86_400_000);
+    for sequence in [1, 2] {
+        let event = rig.id(0, Sequence(sequence));
+        rig.reschedule(event, far, None);
+    }
+    rig.sync();
+    rig.advance_ms(20 * 60_000);
+    rig.settle();
+    assert_eq!(rig.shard(0).stats().far, 2);
+    for round in 0..2 {
+        let again = publish(&mut rig, topic, &[later("a"), later("b")]);
+        assert_eq!(again.2, [first(0, 1, START), first(1, 2, START)], "round {round}");
+        let newest = rig.newest(0);
+        rig.relocate(0, newest, 1 << 20);
+        rig.sync();
+        rig.trim(0, usize::MAX);
+        rig.check_replay();
+        rig.crash();
+    }
+    let ticket = cancel(&mut rig, topic, "a");
+    rig.settle();
+    assert_eq!(rig.reply(ticket), Some(ReplyBody::Cancelled(CancelVerdict::Cancelled)));
+    assert_eq!(rig.shard(0).stats().pending, 1);
+    rig.check();
+    rig.check_replay();
+}
+
+#[test]
 fn a_cancellation_by_name_waits_for_an_event_in_flight() {
     let mut rig = Rig::new(config(1));
     let topic = topic(&mut rig, WINDOW_MS);

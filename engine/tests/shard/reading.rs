@@ -199,6 +199,48 @@ fn events_are_counted_by_topic_wherever_they_are_and_after_crashes() {
 }
 
 #[test]
+fn rescheduled_events_are_counted_where_they_are_on_their_way_out_of_a_run_and_into_another() {
+    let (mut rig, topic, _) = rig();
+    let other = rig.create_topic("u");
+    let ids: Vec<EventId> = (0..60u64)
+        .map(|n| publish(&mut rig, if n % 3 == 0 { other } else { topic }, HOUR_MS + n * 1_000, &[7; 100]))
+        .collect();
+    rig.advance_ms(HORIZON_MS / 4);
+    rig.settle();
+    assert_eq!(pending(&mut rig, topic), (40, 40, 0));
+    for id in &ids[..15] {
+        // Near, and in the log.
+        rig.reschedule(*id, rig.now.wall.plus_ms(30_000), None);
+    }
+    for id in &ids[15..30] {
+        // In another run, soon.
+        rig.reschedule(*id, rig.now.wall.plus_ms(3 * HOUR_MS), None);
+    }
+    rig.settle();
+    assert_eq!((pending(&mut rig, topic), pending(&mut rig, other)), ((40, 20, 0), (20, 10, 0)));
+    rig.check();
+    rig.advance_ms(HORIZON_MS / 4);
+    rig.settle();
+    for round in 0..3 {
+        assert_eq!(pending(&mut rig, topic), (40, 30, 0), "round {round}");
+        assert_eq!(pending(&mut rig, other), (20, 15, 0), "round {round}");
+        rig.check();
+        let newest = rig.newest(0);
+        rig.relocate(0, newest, 1 << 20);
+        rig.sync();
+        rig.trim(0, usize::MAX);
+        rig.check_replay();
+        rig.crash();
+    }
+    rig.advance_ms(30_000);
+    rig.settle();
+    let ended = pending(&mut rig, other);
+    assert_eq!(ended, (15, 15, 0), "without a subscription they end at once");
+    assert_eq!(pending(&mut rig, topic), (30, 30, 10), "and are handed out with one");
+    rig.check();
+}
+
+#[test]
 fn tasks_are_counted_by_subscription_and_what_ended_by_outcome() {
     let (mut rig, topic, subscription) = rig();
     let session = rig.attach(subscription);
