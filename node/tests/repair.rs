@@ -88,6 +88,37 @@ fn a_loss_is_told_before_it_is_accepted_and_what_it_erases_is_kept() {
 }
 
 #[test]
+fn a_rescheduling_that_is_given_up_is_told_and_the_event_is_due_as_before() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let node = Node::start_with(&data, &["--shards=1".into()]).with_mail();
+    let receipt = node.ask_json(&["publish", "--topic", "mail", "--delay", "3h", "--id", "put-off"]);
+    let event = receipt["event_id"].as_str().expect("an id").to_owned();
+    let before = node.ask_json(&["event", "get", &event])["due"].clone();
+    node.ask(&["publish", "--topic", "mail", "--delay", "1h", "--data", "damaged-in-a-moment"]);
+    let verdict = node.ask_json(&["reschedule", &event, "--delay", "2h"]);
+    assert_eq!(verdict["verdict"], "RESCHEDULED");
+    node.process.kill();
+    let segment = data.join("shard-0000/wal/0000.seg");
+    let mut bytes = fs::read(&segment).expect("it is there");
+    let damaged = b"damaged-in-a-moment";
+    let place = bytes.windows(damaged.len()).position(|window| window == damaged).expect("it was published");
+    bytes[place] ^= 1;
+    fs::write(&segment, &bytes).expect("it is there");
+
+    let told = run(&["-o", "json", "repair", text(&data)]);
+    let [summary, events @ ..] = &rows(&told)[..] else { panic!("{told:?}") };
+    assert_eq!((&summary["finding"], &summary["events_due_as_before"]), (&"loss".into(), &1.into()));
+    let of_event: Vec<&Value> = events.iter().filter(|row| row["event_id"] == event.as_str()).collect();
+    assert!(matches!(&of_event[..], [row] if row["event"] == "due_as_before"), "{told:?}");
+    let token = summary["token"].as_str().expect("a token");
+    assert_eq!(run(&["repair", text(&data), "--accept-loss", token]).code, Some(0));
+    let node = Node::start_with(&data, &["--shards=1".into()]);
+    let held = node.ask_json(&["event", "get", &event]);
+    assert!(before.is_string() && held["due"] == before, "{held}");
+}
+
+#[test]
 fn a_run_that_is_missing_cannot_be_given_up_and_its_cost_is_told() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");

@@ -51,6 +51,8 @@ pub(super) struct LostBlocks {
     given_up: BTreeMap<Sequence, Concerned>,
     /// Ended there: they are pending again.
     again: BTreeMap<Sequence, Concerned>,
+    /// Rescheduled there: they are due as they were before.
+    as_before: BTreeMap<Sequence, Concerned>,
     /// Topics and subscriptions created there.
     objects: Vec<String>,
     topics: BTreeMap<TopicId, String>,
@@ -90,6 +92,7 @@ pub(super) fn assess(dir: &Path, identity: LogIdentity) -> Assessed {
                 record_count: 0,
                 given_up: BTreeMap::new(),
                 again: BTreeMap::new(),
+                as_before: BTreeMap::new(),
                 objects: Vec::new(),
                 topics: BTreeMap::new(),
                 kept_count: shard.stats().pending,
@@ -178,21 +181,44 @@ impl LostBlocks {
                     self.given_up.insert(sequence, concerned(*topic, due, event));
                 }
             }
-            Record::Relocated { topic, sequence, due, event, .. } if shard.event(*sequence).is_none() => {
-                self.given_up.insert(*sequence, concerned(*topic, *due, event));
+            Record::Relocated { topic, sequence, due, forward, event, .. } => {
+                let scheduled = forward.map_or(*due, |forward| forward.schedule_time);
+                match shard.event(*sequence) {
+                    Some(held) if held.forward != *forward => {
+                        self.as_before.insert(*sequence, concerned(*topic, scheduled, event));
+                    }
+                    None if !self.as_before.contains_key(sequence) => {
+                        self.given_up.insert(*sequence, concerned(*topic, scheduled, event));
+                    }
+                    _ => {}
+                }
+            }
+            Record::Rescheduled { sequence, .. } => {
+                if let Some(held) = shard.event(*sequence) {
+                    self.as_before.insert(*sequence, concerned(held.topic, held.schedule_time(), held.bytes));
+                }
+            }
+            Record::RescheduledInRun { topic, sequence, forward, event, .. }
+                if !self.given_up.contains_key(sequence) =>
+            {
+                let event = concerned(*topic, forward.schedule_time, event);
+                self.as_before.insert(*sequence, event);
             }
             Record::Completed { sequences, last, .. } => {
                 for sequence in sequences.iter() {
                     let was_there = self.given_up.contains_key(&sequence);
                     if was_there && *last {
                         self.given_up.remove(&sequence);
+                    } else if let Some(event) = self.as_before.remove(&sequence) {
+                        self.again.insert(sequence, event);
                     } else if !was_there {
                         self.comes_again(sequence, shard);
                     }
                 }
             }
             Record::CancelledInRun { events, .. } => {
-                for (due, sequence) in events.iter() {
+                // What was rescheduled out of a run is said again with what was cancelled there.
+                for (due, sequence) in events.iter().filter(|key| !self.as_before.contains_key(&key.1)) {
                     let again = Concerned { topic: None, due: Some(due), id: String::new() };
                     self.again.insert(sequence, again);
                 }
@@ -214,7 +240,7 @@ impl LostBlocks {
     fn comes_again(&mut self, sequence: Sequence, shard: &Shard) {
         let again =
             shard.event(sequence).map_or(Concerned { topic: None, due: None, id: String::new() }, |event| {
-                concerned(event.topic, event.due, event.bytes)
+                concerned(event.topic, event.schedule_time(), event.bytes)
             });
         self.again.insert(sequence, again);
     }
@@ -222,7 +248,7 @@ impl LostBlocks {
     /// The report, a line for the loss and one for each event.
     pub(super) fn lines(&self, is_accepted: bool, as_json: bool) -> Vec<String> {
         let LostBlocks { token, first, last, unreadable_count, record_count, kept_count, .. } = self;
-        let (given_up, again) = (self.given_up.len(), self.again.len());
+        let (given_up, again, as_before) = (self.given_up.len(), self.again.len(), self.as_before.len());
         let summary = if as_json {
             let facts = [
                 ("finding", json!(if is_accepted { "given_up" } else { "loss" })),
@@ -234,6 +260,7 @@ impl LostBlocks {
                 ("records", json!(record_count)),
                 ("events_given_up", json!(given_up)),
                 ("events_again", json!(again)),
+                ("events_due_as_before", json!(as_before)),
                 ("objects", json!(self.objects)),
                 ("pending_kept_in_log", json!(kept_count)),
             ];
@@ -243,15 +270,16 @@ impl LostBlocks {
             let objects = if self.objects.is_empty() { "none".to_owned() } else { self.objects.join(", ") };
             format!(
                 "shard {} {verb} blocks {first} to {last}, of which {unreadable_count} cannot be read and hold what nobody knows: \
-                 with {record_count} readable records, {given_up} events are lost, {again} come again; topics and \
-                 subscriptions lost: {objects}; {kept_count} pending events stay in the log, and all runs; token {token:016x}",
+                 with {record_count} readable records, {given_up} events are lost, {again} come again, {as_before} are due as before \
+                 they were rescheduled; topics and subscriptions lost: {objects}; {kept_count} pending events stay in the log, and all runs; token {token:016x}",
                 self.shard.0
             )
         };
         let lost = self.given_up.iter().map(|(sequence, event)| ("given_up", *sequence, event));
         let again = self.again.iter().map(|(sequence, event)| ("again", *sequence, event));
-        let events =
-            lost.chain(again).map(|(what, sequence, event)| self.line(what, sequence, event, as_json));
+        let before = self.as_before.iter().map(|(sequence, event)| ("due_as_before", *sequence, event));
+        let events = lost.chain(again).chain(before);
+        let events = events.map(|(what, sequence, event)| self.line(what, sequence, event, as_json));
         std::iter::once(summary).chain(events).collect()
     }
 
