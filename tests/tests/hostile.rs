@@ -266,7 +266,7 @@ fn frames_that_cannot_be_read_end_their_connection_with_the_reason() {
             ("too short", patched(0, &[11, 0, 0, 0]), ErrorCode::FrameLength, "11 bytes"),
             ("empty", patched(0, &[0; 4]), ErrorCode::FrameLength, "0 bytes"),
             ("kind 0", patched(4, &[0]), ErrorCode::UnknownFrame, "kind 0"),
-            ("kind 18", patched(4, &[18]), ErrorCode::UnknownFrame, "kind 18"),
+            ("kind 200", patched(4, &[200]), ErrorCode::UnknownFrame, "kind 200"),
             ("version of frames", patched(5, &[2]), ErrorCode::UnsupportedVersion, "version 2"),
             ("flags", patched(6, &[1]), ErrorCode::MalformedFrame, "flags"),
             ("version of Hello", hello(9), ErrorCode::UnsupportedVersion, "not 9"),
