@@ -119,7 +119,7 @@ impl Plan {
         let mut own_names = Rng::new(seed ^ 0x6e61_6d65_7320_6f66);
         let has_names = matches!(seed % 12, 2 | 4 | 5 | 8 | 11);
         // So much in one log that its oldest blocks are freed, and the names in them stated again.
-        let is_crowded = has_names && (own_names.one_in(2) || seed % 3 == 2);
+        let is_crowded = has_names && (own_names.one_in(2) || seed % 24 == 5);
         let (shards, cores) = if is_crowded { (1, 1) } else { (shards, cores) };
         let config = WorkloadConfig {
             seed,
