@@ -5,8 +5,8 @@
 /// of 64 entries, moving down took twice the time.
 const CHUNK_ENTRIES: usize = 256;
 
-/// Entries taken at once.
-pub(super) const BATCH_ENTRIES: usize = 64;
+/// Entries taken at once, at most: a whole chunk, so that the misses at its begin are paid once.
+pub(super) const BATCH_ENTRIES: usize = CHUNK_ENTRIES;
 
 /// Chunks allocated together: 256 KiB.
 const PAGE_CHUNKS: usize = 128;

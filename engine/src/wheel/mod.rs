@@ -392,6 +392,8 @@ impl Wheel {
         due_of: &mut impl FnMut(u64) -> Option<u64>,
     ) {
         self.end_sweep_of(level, number);
+        // Where all of a slot lies behind the ticks, its entries need not be asked one by one.
+        let is_behind_ticks = level == 2 && number << (shift(2) - shift(1)) > (self.cursor >> shift(1)) + 1;
         let (mut left, mut batch) = (most, [0; BATCH_ENTRIES]);
         loop {
             let entries = self.levels[level - 1].take(number, left, &mut self.chunks, &mut batch);
@@ -403,6 +405,11 @@ impl Wheel {
                 let key = entry >> DUE_BITS;
                 if level == 1 {
                     self.ticks.push(Self::due_in(1, number, *entry), key, &mut self.chunks);
+                    continue;
+                }
+                if is_behind_ticks {
+                    let due = Self::due_in(2, number, *entry);
+                    self.levels[0].push(due >> shift(1), *entry, &mut self.chunks);
                     continue;
                 }
                 if level < TOP {

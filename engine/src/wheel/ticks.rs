@@ -22,16 +22,16 @@ struct Tick {
 }
 
 pub(super) struct Ticks {
-    ticks: Box<[Tick]>,
-    keys: Box<[[u64; DIRECT_KEYS]]>,
+    ticks: Box<[Tick; TICKS]>,
+    keys: Box<[[u64; DIRECT_KEYS]; TICKS]>,
     occupied: Occupied,
 }
 
 impl Ticks {
     pub(super) fn new() -> Self {
         Ticks {
-            ticks: vec![Tick::default(); TICKS].into_boxed_slice(),
-            keys: vec![[0; DIRECT_KEYS]; TICKS].into_boxed_slice(),
+            ticks: Box::new([Tick::default(); TICKS]),
+            keys: Box::new([[0; DIRECT_KEYS]; TICKS]),
             occupied: Occupied::new(TICKS),
         }
     }
