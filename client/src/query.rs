@@ -1,6 +1,6 @@
 //! Reading what is pending.
 
-use escapement_protocol::frame::{Counts, EventDetail, Query, QueryAnswer};
+use escapement_protocol::frame::{Counts, EventDetail, EventPage, ListEvents, Query, QueryAnswer};
 use escapement_protocol::{EventId, ShardId, SubscriptionId, TopicId};
 
 use crate::link::unexpected;
@@ -41,16 +41,32 @@ impl Client {
         for shard in (0..home.info().shard_count).map(ShardId) {
             match home.query(Query::Count { shard, topic, subscription }).await? {
                 QueryAnswer::Count(counts) => sum.add(&counts),
-                QueryAnswer::Event(_) => return Err(unexpected()),
+                _ => return Err(unexpected()),
             }
         }
         Ok(sum)
     }
 
+    /// One page of a topic's pending events, and the token for the next; without one it was the last.
+    ///
+    /// A page costs the node little however many events are pending, so it may have few events or none though there are
+    /// more: go on while there is a token. An event that is pending as long as that takes is in some page, in more than one
+    /// where it was moved meanwhile.
+    ///
+    /// # Errors
+    /// A token that is not of this listing, or of an earlier start of the node: list from the first page. A shard does not
+    /// serve, too many listings wait for its disk, or a lost connection.
+    pub async fn list(&self, list: ListEvents) -> Result<EventPage, ClientError> {
+        match self.home().await?.query(Query::List(Box::new(list))).await? {
+            QueryAnswer::List(page) => Ok(page),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn detail(&self, query: Query) -> Result<Option<EventDetail>, ClientError> {
         match self.home().await?.query(query).await? {
             QueryAnswer::Event(detail) => Ok(detail.map(|detail| *detail)),
-            QueryAnswer::Count(_) => Err(unexpected()),
+            _ => Err(unexpected()),
         }
     }
 }

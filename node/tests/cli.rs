@@ -142,6 +142,55 @@ fn a_pending_event_can_be_looked_at() {
 }
 
 #[test]
+fn pending_events_are_listed_page_by_page() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    node.ask(&["topic", "create", "other"]);
+    let mut events = Vec::new();
+    for (n, delay) in ["1h", "2h", "3h", "4h"].into_iter().enumerate() {
+        let (id, key) = (format!("--id=e{n}"), format!("--key={}", n % 2));
+        let receipt = node.ask_json(&["publish", "--topic", "mail", "--delay", delay, &id, &key]);
+        node.ask_json(&["publish", "--topic", "other", "--delay", delay]);
+        events.push((receipt["event_id"].clone(), receipt["schedule_time"].as_str().unwrap().to_owned()));
+    }
+    let list = |more: &[&str]| {
+        let args = [&["event", "list", "--topic", "mail", "-o", "json"], more].concat();
+        let lines = node.ask(&args);
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let ids = |rows: &[Value]| {
+        let mut ids: Vec<String> = rows.iter().map(|row| row["event_id"].to_string()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    let expected = |at: &[usize]| {
+        let mut ids: Vec<String> = at.iter().map(|at| events[*at].0.to_string()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    let all = list(&["--all"]);
+    assert_eq!(ids(&all), expected(&[0, 1, 2, 3]));
+    let first = all.iter().find(|row| row["event_id"] == events[0].0).unwrap();
+    assert_eq!(
+        (&first["id"], &first["key"], &first["state"]),
+        (&json!("e0"), &json!("0"), &json!("SCHEDULED"))
+    );
+    let mut rows = list(&["--limit", "3"]);
+    let token = rows.pop().unwrap()["page_token"].as_str().unwrap().to_owned();
+    assert_eq!(rows.len(), 3);
+    rows.extend(list(&["--limit", "3", "--page-token", &token]));
+    assert_eq!(ids(&rows), expected(&[0, 1, 2, 3]));
+    assert_eq!(ids(&list(&["--key", "1"])), expected(&[1, 3]));
+    assert_eq!(ids(&list(&["--from", &events[1].1, "--until", &events[3].1])), expected(&[1, 2]));
+    assert_eq!(list(&["--state", "ready"]).len(), 0);
+    let refused = node.run(&["event", "list", "--topic", "mail", "--key", "1", "--page-token", &token]);
+    let said = refused.stderr;
+    assert!(said.contains("INVALID_PAGE_TOKEN") && said.contains("first page"), "{said}");
+    let table = node.ask(&["event", "list", "--topic", "mail", "--limit", "1"]);
+    assert!(table.starts_with("event_id") && table.lines().count() == 2, "{table}");
+}
+
+#[test]
 fn what_is_pending_is_counted_over_all_shards() {
     let dir = scratch();
     let node = Node::start(&dir.path().join("data")).with_mail();

@@ -71,6 +71,8 @@ codes! {
     TooManyRequests = 32, "TOO_MANY_REQUESTS", true;
     /// The peer's certificate is missing or not accepted.
     Unauthenticated = 40, "UNAUTHENTICATED", false;
+    /// The page token is damaged, of another listing, or of an earlier start: list from the first page.
+    InvalidPageToken = 50, "INVALID_PAGE_TOKEN", false;
 }
 
 impl fmt::Display for ErrorCode {

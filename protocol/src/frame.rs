@@ -22,6 +22,7 @@ mod batch;
 mod decoder;
 mod events;
 mod items;
+mod list;
 mod parse;
 mod query;
 mod views;
@@ -41,6 +42,10 @@ pub use events::{EventIter, Events};
 pub use items::{
     AckException, AckRun, CancelVerdict, Fixed, ItemIter, Items, PushDue, PushItem, RescheduleVerdict,
     ResultItem, ShardCore, TaskState,
+};
+pub use list::{
+    EVENT_PAGE_COUNT_MAX, EVENT_PAGE_SIZE_BYTES_MAX, EventPage, ListEvents, ListedEvent,
+    PAGE_TOKEN_SIZE_BYTES, PageToken, TokenError,
 };
 pub use parse::parse_body;
 pub use query::{
@@ -158,6 +163,10 @@ kinds! {
     CountEventsReply = 25, Node;
     /// Asks to cancel events by the names that their publisher gave them; answered by `CancelReply`.
     CancelByName = 26, Client;
+    /// Asks for pending events, a page of them.
+    ListEvents = 27, Client;
+    /// Answers `ListEvents`.
+    ListEventsReply = 28, Node;
 }
 
 /// Why bytes are not a frame, or a frame was not taken. The stream cannot be read any further after one.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use escapement_protocol::event::{self, Due, EventSpec};
 use escapement_protocol::frame::{
-    BATCH_COUNT_MAX, BODY_SIZE_BYTES_MIN, FRAME_VERSION, FrameKind, LIST_COUNT_MAX, PREFIX_SIZE_BYTES,
-    Sender, TaskState,
+    BATCH_COUNT_MAX, BODY_SIZE_BYTES_MIN, EVENT_PAGE_COUNT_MAX, EVENT_PAGE_SIZE_BYTES_MAX, FRAME_VERSION,
+    FrameKind, LIST_COUNT_MAX, PAGE_TOKEN_SIZE_BYTES, PREFIX_SIZE_BYTES, Sender, TaskState,
 };
 use escapement_protocol::{ErrorCode, ids, settings};
 
@@ -168,6 +168,9 @@ fn the_documented_limits_are_those_of_the_code() {
         ("BODY_SIZE_BYTES_MIN", BODY_SIZE_BYTES_MIN as u64),
         ("FRAME_SIZE_BYTES_MAX", escapement_protocol::FRAME_SIZE_BYTES_MAX as u64),
         ("BATCH_COUNT_MAX", BATCH_COUNT_MAX.into()),
+        ("EVENT_PAGE_COUNT_MAX", EVENT_PAGE_COUNT_MAX.into()),
+        ("EVENT_PAGE_SIZE_BYTES_MAX", EVENT_PAGE_SIZE_BYTES_MAX as u64),
+        ("PAGE_TOKEN_SIZE_BYTES", PAGE_TOKEN_SIZE_BYTES as u64),
         ("LIST_COUNT_MAX", LIST_COUNT_MAX.into()),
         ("EVENT_SIZE_BYTES_MAX", escapement_protocol::EVENT_SIZE_BYTES_MAX as u64),
         ("ATTRIBUTES_SIZE_BYTES_MAX", event::ATTRIBUTES_SIZE_BYTES_MAX as u64),

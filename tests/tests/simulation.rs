@@ -66,7 +66,7 @@ fn a_thousand_crashes_break_no_promise() {
     assert!(counts.crashes >= CAMPAIGN_CRASH_COUNT, "{counts:?}");
     assert!(counts.recovery_crashes > 0 && counts.restarts > 0, "{counts:?}");
     assert!(counts.events > 0 && counts.pushes > counts.events / 2, "{counts:?}");
-    assert!(counts.snapshots > 10, "{counts:?}");
+    assert!(counts.snapshots > 10 && counts.listings > 300, "{counts:?}");
 }
 
 #[test]
@@ -164,7 +164,9 @@ found! {
     a_clock_that_lags_behind_expiries_is_noticed: ClockStale within 60;
     a_policy_that_is_not_the_subscriptions_is_noticed: PolicyAltered within 30;
     files_that_are_let_go_while_they_are_copied_are_noticed: FilesLetGo within 200;
-    counts_of_another_shard_are_noticed: QuestionsAstray within 30;
+    counts_of_another_shard_are_noticed: QuestionsAstray within 60;
+    a_listing_that_does_not_go_back_to_memory_is_noticed: ListingNotRepeated within 60;
+    a_listing_that_leaves_out_a_block_is_noticed: ListingBlockSkipped within 60;
     names_that_recovery_leaves_out_are_noticed: NamesForgotten within 180;
     names_that_recovery_does_not_read_are_noticed: NamesNotRead within 40;
     a_rescheduling_that_recovery_forgets_is_noticed: RescheduleForgotten within 20;

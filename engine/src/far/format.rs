@@ -139,6 +139,13 @@ impl TopicCounts {
         range.and_then(|(start, end)| self.counts.get(start as usize..end as usize)).unwrap_or_default()
     }
 
+    /// Events of a topic in a block.
+    #[must_use]
+    pub fn count(&self, block: u32, topic: TopicId) -> u32 {
+        let counts = self.of(block);
+        counts.binary_search_by_key(&topic, |(topic, _)| *topic).map_or(0, |at| counts[at].1)
+    }
+
     /// Counts of all blocks together.
     #[must_use]
     pub fn len(&self) -> usize {

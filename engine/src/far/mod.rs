@@ -27,7 +27,7 @@ use std::io;
 
 pub(crate) use buffer::{FarBuffer, Merge};
 pub use format::RunDamage;
-pub(crate) use run::{Closing, Key, Run, Runs, read_footer};
+pub(crate) use run::{Ahead, Closing, Key, Run, Runs, read_footer};
 
 /// Names a run of a shard: numbered from 1, in the order of their making, never reused while the log speaks of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

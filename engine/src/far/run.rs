@@ -32,6 +32,17 @@ pub(crate) enum Closing {
     Closed,
 }
 
+/// What is ahead of a place among the blocks of runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// This block may have what is looked for.
+    Block(u32),
+    /// No block has, of those that are there by now.
+    Nothing,
+    /// So many were looked at that the rest has to wait.
+    Unknown,
+}
+
 /// One run.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
@@ -64,6 +75,37 @@ impl Run {
     fn first_of(&self, block: u32) -> Key {
         let index = self.footer.as_ref().map_or(&[][..], |footer| &footer.index);
         index.get(block as usize).map_or(KEY_MAX, |place| place.first)
+    }
+
+    /// What is ahead of the block `from`, among those that are moved and not loaded, of a topic's events with such due times.
+    /// Each block takes a look; `from` goes on to what was found, or to where the next look begins.
+    pub(crate) fn block_ahead(
+        &self,
+        from: &mut u32,
+        topic: TopicId,
+        due: &Range<WallMs>,
+        looks: &mut usize,
+    ) -> Ahead {
+        let Some(footer) = &self.footer else { return Ahead::Nothing };
+        let before = footer.index.partition_point(|place| place.first.0 < due.start);
+        // Those before the last that begins too early end too early, too.
+        let first = u32::try_from(before.saturating_sub(1)).unwrap_or(u32::MAX);
+        *from = (*from).max(first).max(self.loaded);
+        while *from < self.moved {
+            if *looks == 0 {
+                return Ahead::Unknown;
+            }
+            *looks -= 1;
+            if footer.index[*from as usize].first.0 >= due.end {
+                break;
+            }
+            if footer.topics.count(*from, topic) > 0 {
+                return Ahead::Block(*from);
+            }
+            *from += 1;
+        }
+        *from = self.moved;
+        Ahead::Nothing
     }
 
     fn ended_in(&self, blocks: Range<u32>) -> usize {
@@ -179,6 +221,11 @@ impl Runs {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (RunId, &Run)> {
         self.runs.iter().map(|(id, run)| (*id, run))
+    }
+
+    /// The first run of this number or a higher one.
+    pub(crate) fn first_from(&self, run: RunId) -> Option<(RunId, &Run)> {
+        self.runs.range(run..).next().map(|(id, run)| (*id, run))
     }
 
     pub(crate) fn remove(&mut self, run: RunId) {

@@ -2,6 +2,7 @@
 
 mod apply;
 mod flush;
+mod list;
 mod load;
 mod look_up;
 mod rewrite;
@@ -14,6 +15,7 @@ use hashbrown::HashMap;
 use escapement_protocol::{MonoNs, Now, Sequence, WallMs};
 
 use super::ledger::Place;
+use super::list::Page;
 use super::{Durable, Shard};
 use crate::effects::Effects;
 use crate::far::format::{RunBlock, RunFooter};
@@ -31,11 +33,12 @@ const NEAR_MS: u64 = 2_000;
 const RETRY_AFTER_MS: u64 = 1_000;
 
 /// What an answered operation was for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Purpose {
     Flush(RunId),
     Load { run: RunId, first_block: u32, block_count: u32, copy_size_bytes: usize, why: Why },
     LookUp { look_up: LookUp, run: RunId, block: u32 },
+    List { page: Box<Page>, run: RunId, first_block: u32, block_count: u32 },
     Remove,
 }
 
@@ -80,6 +83,8 @@ pub(super) struct Far {
     /// Look-ups of events that are being loaded.
     waiting: Vec<LookUp>,
     lookup_count: usize,
+    /// Pages that wait for the disk.
+    page_count: usize,
     /// Of runs that the log does not know yet, in the order of their first statements.
     pub(super) footers: VecDeque<(RunId, RunFooter)>,
     /// Whether something has happened since that lets a run be closed.
@@ -239,6 +244,10 @@ impl Shard {
             Purpose::LookUp { look_up, run, block } => {
                 self.volatile.far.lookup_count -= 1;
                 self.looked_up(look_up, (run, block), result, out);
+            }
+            Purpose::List { page, run, first_block, block_count } => {
+                self.volatile.far.page_count -= 1;
+                self.list_read(page, run, first_block..first_block + block_count, result, out);
             }
             // A file that could not be removed is removed by the next start.
             Purpose::Remove => {}

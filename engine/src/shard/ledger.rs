@@ -2,7 +2,11 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
+
 use escapement_protocol::Sequence;
+
+use super::apply::WARM_COUNT;
 
 /// What one block holds.
 #[derive(Debug, Default, Clone)]
@@ -12,6 +16,16 @@ struct BlockUse {
     live: u32,
     /// Events that were appended again here, in any order.
     relocated: Vec<Sequence>,
+}
+
+impl BlockUse {
+    /// What it holds at this place, alive or not: what was published first, then what was appended again.
+    fn at(&self, index: usize) -> Option<Sequence> {
+        match index.checked_sub(self.published as usize) {
+            None => Some(Sequence(self.first_sequence + index as u64)),
+            Some(index) => self.relocated.get(index).copied(),
+        }
+    }
 }
 
 /// A place among what blocks hold.
@@ -106,6 +120,50 @@ impl Ledger {
                 all.skip(skip).map(move |(index, sequence)| (Place { block, index }, sequence))
             },
         )
+    }
+
+    /// The place behind all that blocks hold.
+    pub(super) fn end(&self) -> Place {
+        Place { block: self.first + self.blocks.len() as u64, index: 0 }
+    }
+
+    /// Gathers sequences below `bound` that may be live in blocks from a place on, each with its place, a batch at the most,
+    /// and says where to go on. Each block and each sequence takes a look.
+    pub(super) fn look_through(
+        &self,
+        from: Place,
+        bound: Sequence,
+        looks: &mut usize,
+        into: &mut SmallVec<[(Place, Sequence); WARM_COUNT]>,
+    ) -> Place {
+        let mut place = from.max(Place { block: self.first, index: 0 });
+        while let Ok(number) = usize::try_from(place.block - self.first)
+            && let Some(held) = self.blocks.get(number)
+        {
+            if *looks == 0 {
+                return place;
+            }
+            *looks -= 1;
+            while held.live > 0
+                && let Some(sequence) = held.at(place.index)
+            {
+                if sequence >= bound && place.index < held.published as usize {
+                    // They ascend.
+                    place.index = held.published as usize;
+                    continue;
+                }
+                if *looks == 0 || into.len() == WARM_COUNT {
+                    return place;
+                }
+                *looks -= 1;
+                if sequence < bound {
+                    into.push((place, sequence));
+                }
+                place.index += 1;
+            }
+            place = Place { block: place.block + 1, index: 0 };
+        }
+        place
     }
 
     /// Live events over all blocks.

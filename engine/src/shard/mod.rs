@@ -10,6 +10,7 @@ mod expiry;
 mod far;
 mod lane;
 mod ledger;
+mod list;
 mod messages;
 mod misfire;
 mod names;
@@ -137,6 +138,8 @@ struct Ended {
 #[derive(Debug)]
 struct Volatile {
     now: Now,
+    /// Names this start of the shard in page tokens.
+    start: u32,
     next_sequence: u64,
     wheel: Wheel,
     /// When events expire whose tasks are with routers.
@@ -231,6 +234,7 @@ impl Shard {
             },
             volatile: Volatile {
                 now: Now::default(),
+                start: 0,
                 next_sequence: 1,
                 wheel: Wheel::new(Tick(0)),
                 expiries: Wheel::new(Tick(0)),
@@ -292,6 +296,7 @@ impl Shard {
         self.recovering = false;
         self.router = Router::new(epoch, self.config.seed);
         self.volatile.now = now;
+        self.volatile.start = list::start_of(epoch, self.config.seed);
         self.volatile.next_sequence = self.durable.next_sequence;
         self.volatile.admission.start(now.mono);
         self.durable.runs.count();

@@ -41,6 +41,7 @@ impl Shard {
                 let counts = self.counts(*topic, *subscription);
                 out.reply(ticket, ReplyBody::Answered(QueryAnswer::Count(counts)));
             }
+            Query::List(list) => self.list(ticket, list, out),
         }
     }
 

@@ -5,6 +5,7 @@ mod control;
 mod delivery;
 mod far;
 mod lane;
+mod listing;
 mod misfire;
 mod names;
 mod reading;

@@ -9,7 +9,7 @@ use super::{ANSWERS_SIZE_BYTES_MAX, Backend, Door, REQUESTS_MAX, Refusal, Waitin
 const AWAITED_SIZE_BYTES_MAX: usize = 4 * ANSWERS_SIZE_BYTES_MAX;
 
 impl<S: Copy + Eq + std::hash::Hash> Door<S> {
-    pub(super) fn query(&mut self, stream: S, request: u64, query: Query, backend: &mut impl Backend<S>) {
+    pub(super) fn query(&mut self, stream: S, request: u64, mut query: Query, backend: &mut impl Backend<S>) {
         let shard_count = self.config.shard_map.shard_count;
         let Some(state) = self.streams.get_mut(&stream) else { return };
         let answer_size_bytes = query.answer_size_bytes_max();
@@ -17,6 +17,15 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         let is_full = awaited > AWAITED_SIZE_BYTES_MAX || state.out.len() >= ANSWERS_SIZE_BYTES_MAX;
         if state.requests >= REQUESTS_MAX || is_full {
             return self.send_error(stream, request, &too_many());
+        }
+        if let Query::List(list) = &mut query {
+            match list.position(shard_count) {
+                Ok(position) => list.shard = position.shard,
+                Err(error) => {
+                    let refusal = refusal(ErrorCode::InvalidPageToken, error.to_string());
+                    return self.send_error(stream, request, &refusal);
+                }
+            }
         }
         if query.shard().0 >= shard_count {
             return match query {

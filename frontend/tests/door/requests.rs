@@ -208,6 +208,40 @@ fn questions_go_to_their_shard_and_are_answered_by_request() {
 }
 
 #[test]
+fn pages_go_to_the_shard_that_the_token_or_the_key_names_and_bad_tokens_to_none() {
+    let mut peer = Peer::new(4);
+    let first = ListEvents { topic: TopicId(1), ..ListEvents::default() };
+    let ask = |list: &ListEvents| Frame::Query { request: 5, query: Query::List(Box::new(list.clone())) };
+    let shard_of = |peer: &mut Peer, list: &ListEvents| {
+        assert_eq!(peer.send(0, &ask(list)), Ok(()));
+        match peer.asked() {
+            Asked::Query { ticket, query } => {
+                peer.door.answered(ticket, QueryAnswer::List(EventPage::default()));
+                peer.written();
+                query.shard()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(shard_of(&mut peer, &first), ShardId(0));
+    let position = first.position(4).expect("no token");
+    let third = PageToken { shard: ShardId(3), ..position };
+    let list = ListEvents { token: third.to_bytes(), ..first.clone() };
+    assert_eq!(shard_of(&mut peer, &list), ShardId(3));
+    let keyed = ListEvents { ordering_key: b"k".to_vec(), ..first.clone() };
+    let owner = keyed.position(4).expect("no token").shard;
+    assert_eq!(shard_of(&mut peer, &keyed), owner);
+    let beyond = PageToken { shard: ShardId(4), ..position }.to_bytes();
+    for token in [vec![1], vec![0; 56], beyond] {
+        assert_eq!(peer.send(0, &ask(&ListEvents { token, ..first.clone() })), Ok(()));
+        assert_eq!(peer.error(), (5, ErrorCode::InvalidPageToken));
+    }
+    assert_eq!(peer.send(0, &ask(&ListEvents { token: third.to_bytes(), ..keyed })), Ok(()));
+    assert_eq!(peer.error(), (5, ErrorCode::InvalidPageToken));
+    assert_eq!(peer.door.waiting_count(), 0);
+}
+
+#[test]
 fn questions_are_bounded_by_the_bytes_of_their_answers() {
     let mut peer = Peer::new(2);
     for request in 1..=2_000 {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::change::state_name;
 use super::connect::ConnectArgs;
 use super::failure::Failure;
+use super::list;
 use super::moment::rfc3339;
 use super::output::{Output, object};
 
@@ -22,6 +23,12 @@ pub(super) enum EventCommand {
                       Example:\n  escapement event get 000000000000000101a1eac6f07b --data"
     )]
     Get(GetArgs),
+    /// List pending events of a topic
+    #[command(
+        after_help = "The events are in no order. Listing costs the node little at a time, however many events are pending: a search for few among very many takes long, and disturbs nobody. An event that is pending all the while is listed, twice where it was moved meanwhile; one that is published while it is listed may be. Where --limit cuts it off, a page token is printed, with -o json as the last line: it is good for the same topic, state, key and time range until the node starts again.\n\n\
+                      Examples:\n  escapement event list --topic mail --state ready\n  escapement event list --topic mail --from 2031-05-17T00:00:00Z --until 2031-05-18T00:00:00Z --all -o json"
+    )]
+    List(Box<list::ListArgs>),
 }
 
 /// Arguments of `event get`.
@@ -40,11 +47,13 @@ pub(super) struct GetArgs {
 pub(super) fn run(command: EventCommand, out: &Output) -> Result<(), Failure> {
     match command {
         EventCommand::Get(args) => get(&args, out),
+        EventCommand::List(args) => list::run(&args, out),
     }
 }
 
 /// Columns that every answer about an event has.
-const COLUMNS: [&str; 7] = ["event_id", "state", "topic", "schedule_time", "due", "place", "size_bytes"];
+pub(super) const COLUMNS: [&str; 7] =
+    ["event_id", "state", "topic", "schedule_time", "due", "place", "size_bytes"];
 
 fn get(args: &GetArgs, out: &Output) -> Result<(), Failure> {
     let (found, topics) = args.connect.run(async |client| {
@@ -103,7 +112,7 @@ fn row(
     row
 }
 
-fn info_row(info: &EventInfo, topics: &HashMap<u32, String>) -> Vec<Value> {
+pub(super) fn info_row(info: &EventInfo, topics: &HashMap<u32, String>) -> Vec<Value> {
     let topic = topics.get(&info.topic.0).map_or_else(|| json!(info.topic.0), |name| json!(name));
     let place = match info.place {
         EventPlace::Memory => "memory",

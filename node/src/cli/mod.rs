@@ -13,6 +13,7 @@ mod dev;
 mod event;
 mod failure;
 mod inspect;
+mod list;
 mod moment;
 mod output;
 mod publish;

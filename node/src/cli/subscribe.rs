@@ -186,6 +186,6 @@ fn describe(attempt: &Attempt<'_>, default_source: &str, out: Output) -> String 
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

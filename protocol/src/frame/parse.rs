@@ -4,10 +4,11 @@ use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Counts, Credit, Durability, ErrorFrame,
-    EventDetail, EventInfo, EventName, Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello, Items,
-    OutcomeCount, Page, PublishAck, PublishBatch, PushBatch, PushDue, Query, QueryAnswer, Reschedule,
-    RescheduleReply, ResultBatch, ShardCore, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed,
-    SubscriptionInfo, SubscriptionList, TaskInfo, TopicInfo, TopicList, Welcome,
+    EventDetail, EventInfo, EventName, EventPage, Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello,
+    Items, ListEvents, ListedEvent, OutcomeCount, Page, PublishAck, PublishBatch, PushBatch, PushDue, Query,
+    QueryAnswer, Reschedule, RescheduleReply, ResultBatch, ShardCore, ShardCut, ShardMapInfo, SnapshotInfo,
+    Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TaskState, TopicInfo, TopicList,
+    Welcome,
 };
 use crate::event::Due;
 use crate::generated::wire;
@@ -158,6 +159,17 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 ended: ended.iter().collect(),
             };
             Frame::QueryReply { request: table.request(), answer: QueryAnswer::Count(counts) }
+        }
+        FrameKind::ListEvents => {
+            let table = root::<wire::ListEvents<'_>>(body)?;
+            Frame::Query { request: table.request(), query: Query::List(Box::new(list_events(table)?)) }
+        }
+        FrameKind::ListEventsReply => {
+            let table = root::<wire::ListEventsReply<'_>>(body)?;
+            let events = list(table.events(), listed_event)?;
+            let token = table.token().map_or(Vec::new(), |token| token.bytes().to_vec());
+            let answer = QueryAnswer::List(EventPage { events, token });
+            Frame::QueryReply { request: table.request(), answer }
         }
         FrameKind::GetEventReply => {
             let table = root::<wire::GetEventReply<'_>>(body)?;
@@ -317,6 +329,39 @@ fn admin_answer(table: wire::AdminReply<'_>) -> Parsed<AdminAnswer> {
         return Ok(AdminAnswer::SnapshotEnded);
     }
     Err("it has no body of a known type")
+}
+
+fn list_events(table: wire::ListEvents<'_>) -> Parsed<ListEvents> {
+    let state = match table.state() {
+        0 => None,
+        code => Some(TaskState::from_code(code).ok_or("it asks for a state that events do not have")?),
+    };
+    let bytes = |vector: Option<Vector<'_, u8>>| vector.map_or(Vec::new(), |vector| vector.bytes().to_vec());
+    let until = match table.until_ms() {
+        0 => u64::MAX,
+        until_ms => until_ms,
+    };
+    Ok(ListEvents {
+        topic: TopicId(table.topic_id()),
+        state,
+        ordering_key: bytes(table.ordering_key()),
+        from: WallMs(table.from_ms()),
+        until: WallMs(until),
+        count_max: table.count_max(),
+        token: bytes(table.token()),
+        ..ListEvents::default()
+    })
+}
+
+fn listed_event(table: wire::ListedEvent<'_>) -> Parsed<ListedEvent> {
+    let info = table.info().ok_or("it tells nothing of an event")?;
+    Ok(ListedEvent {
+        info: EventInfo::from_wire(&info.0)
+            .ok_or("an element has padding that is not zero, or an unknown code")?,
+        id: text(table.id()),
+        ordering_key: table.ordering_key().map_or(Vec::new(), |key| key.bytes().to_vec()),
+        attempt: table.attempt(),
+    })
 }
 
 fn event_detail(table: wire::GetEventReply<'_>) -> Parsed<Option<Box<EventDetail>>> {

@@ -2,10 +2,15 @@
 
 use super::Fixed;
 use super::items::{TaskState, fixed_size, put, u16_at, u32_at, u64_at};
+use super::list::{EVENT_PAGE_SIZE_BYTES_MAX, EventPage, ListEvents, ListedEvent, PAGE_TOKEN_SIZE_BYTES};
+use crate::event::KEY_SIZE_BYTES_MAX;
 use crate::{EVENT_SIZE_BYTES_MAX, EventId, ShardId, SubscriptionId, TopicId, WallMs};
 
 /// Most tasks that the answer about one event tells of.
 pub const TASK_INFO_COUNT_MAX: usize = 128;
+
+/// An event of a page takes at most about so many.
+const LISTED_SIZE_BYTES_MAX: usize = 96 + 2 * KEY_SIZE_BYTES_MAX;
 
 /// A question to one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +31,8 @@ pub enum Query {
         /// Tasks of this subscription; 0 for events that ended without one.
         subscription: SubscriptionId,
     },
+    /// Which events there are, a page of them.
+    List(Box<ListEvents>),
 }
 
 impl Query {
@@ -35,6 +42,7 @@ impl Query {
         match self {
             Query::Event { event, .. } => event.shard,
             Query::Count { shard, .. } => *shard,
+            Query::List(list) => list.shard,
         }
     }
 
@@ -47,6 +55,10 @@ impl Query {
                 256 + TASK_INFO_COUNT_MAX * size_of::<<TaskInfo as Fixed>::Bytes>() + bytes
             }
             Query::Count { .. } => 512,
+            Query::List(list) => {
+                let most = list.page_count_max() * LISTED_SIZE_BYTES_MAX;
+                256 + PAGE_TOKEN_SIZE_BYTES + most.min(EVENT_PAGE_SIZE_BYTES_MAX + LISTED_SIZE_BYTES_MAX)
+            }
         }
     }
 }
@@ -58,6 +70,8 @@ pub enum QueryAnswer {
     Event(Option<Box<EventDetail>>),
     /// To [`Query::Count`].
     Count(Counts),
+    /// To [`Query::List`].
+    List(EventPage),
 }
 
 /// Counts of one shard, exact at one moment.
@@ -130,6 +144,7 @@ impl QueryAnswer {
         match self {
             QueryAnswer::Event(None) => 0,
             QueryAnswer::Count(counts) => size_of_val(&counts.ended[..]),
+            QueryAnswer::List(page) => page.events.iter().map(ListedEvent::size_bytes).sum(),
             QueryAnswer::Event(Some(detail)) => {
                 let bytes = detail.bytes.as_ref().map_or(0, Vec::len);
                 size_of::<EventDetail>() + detail.tasks.len() * size_of::<TaskInfo>() + bytes

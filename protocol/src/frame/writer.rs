@@ -6,10 +6,10 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Push, UnionWIPOffset, Vect
 
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Credit, ErrorFrame, Fixed, Frame,
-    FrameError, FrameKind, Hello, Items, Page, Prefix, Query, QueryAnswer, Reschedule, RescheduleReply,
-    ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList,
-    TopicInfo, TopicList, Welcome, encode_publish_ack, encode_publish_batch, encode_push_batch,
-    encode_results,
+    FrameError, FrameKind, Hello, Items, ListedEvent, Page, Prefix, Query, QueryAnswer, Reschedule,
+    RescheduleReply, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo,
+    SubscriptionList, TopicInfo, TopicList, Welcome, encode_publish_ack, encode_publish_batch,
+    encode_push_batch, encode_results,
 };
 use crate::event::Due;
 use crate::generated::wire;
@@ -230,6 +230,20 @@ fn build_query(b: &mut Builder, request: u64, query: &Query) {
             let root = wire::CountEvents::create(b, &args);
             b.finish_minimal(root);
         }
+        Query::List(list) => {
+            let args = wire::ListEventsArgs {
+                request,
+                topic_id: list.topic.0,
+                state: list.state.map_or(0, |state| state as u8),
+                ordering_key: Some(b.create_vector(&list.ordering_key)),
+                from_ms: list.from.0,
+                until_ms: if list.until.0 == u64::MAX { 0 } else { list.until.0 },
+                count_max: list.count_max,
+                token: Some(b.create_vector(&list.token)),
+            };
+            let root = wire::ListEvents::create(b, &args);
+            b.finish_minimal(root);
+        }
     }
 }
 
@@ -262,7 +276,27 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
             let root = wire::CountEventsReply::create(b, &args);
             b.finish_minimal(root);
         }
+        QueryAnswer::List(page) => {
+            let events: Vec<_> = page.events.iter().map(|event| listed_event(b, event)).collect();
+            let args = wire::ListEventsReplyArgs {
+                request,
+                events: Some(b.create_vector(&events)),
+                token: Some(b.create_vector(&page.token)),
+            };
+            let root = wire::ListEventsReply::create(b, &args);
+            b.finish_minimal(root);
+        }
     }
+}
+
+fn listed_event<'a>(b: &mut Builder, event: &ListedEvent) -> WIPOffset<wire::ListedEvent<'a>> {
+    let args = wire::ListedEventArgs {
+        info: Some(&wire::EventInfo(event.info.to_wire())),
+        id: Some(b.create_string(&event.id)),
+        ordering_key: Some(b.create_vector(&event.ordering_key)),
+        attempt: event.attempt,
+    };
+    wire::ListedEvent::create(b, &args)
 }
 
 type Union = Option<WIPOffset<UnionWIPOffset>>;

@@ -6149,6 +6149,498 @@ impl ::core::fmt::Debug for CountEventsReply<'_> {
       ds.finish()
   }
 }
+pub enum ListEventsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ListEvents<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ListEvents<'a> {
+  type Inner = ListEvents<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ListEvents<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TOPIC_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ORDERING_KEY: ::flatbuffers::VOffsetT = 10;
+  pub const VT_FROM_MS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_UNTIL_MS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_COUNT_MAX: ::flatbuffers::VOffsetT = 16;
+  pub const VT_TOKEN: ::flatbuffers::VOffsetT = 18;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ListEvents { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ListEventsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ListEvents<'bldr>> {
+    let mut builder = ListEventsBuilder::new(_fbb);
+    builder.add_until_ms(args.until_ms);
+    builder.add_from_ms(args.from_ms);
+    builder.add_request(args.request);
+    if let Some(x) = args.token { builder.add_token(x); }
+    builder.add_count_max(args.count_max);
+    if let Some(x) = args.ordering_key { builder.add_ordering_key(x); }
+    builder.add_topic_id(args.topic_id);
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ListEvents::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn topic_id(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ListEvents::VT_TOPIC_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn state(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(ListEvents::VT_STATE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn ordering_key(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(ListEvents::VT_ORDERING_KEY, None)}
+  }
+  #[inline]
+  pub fn from_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ListEvents::VT_FROM_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn until_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ListEvents::VT_UNTIL_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn count_max(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ListEvents::VT_COUNT_MAX, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn token(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(ListEvents::VT_TOKEN, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ListEvents<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<u32>("topic_id", Self::VT_TOPIC_ID, false)?
+     .visit_field::<u8>("state", Self::VT_STATE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("ordering_key", Self::VT_ORDERING_KEY, false)?
+     .visit_field::<u64>("from_ms", Self::VT_FROM_MS, false)?
+     .visit_field::<u64>("until_ms", Self::VT_UNTIL_MS, false)?
+     .visit_field::<u32>("count_max", Self::VT_COUNT_MAX, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("token", Self::VT_TOKEN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ListEventsArgs<'a> {
+    pub request: u64,
+    pub topic_id: u32,
+    pub state: u8,
+    pub ordering_key: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub from_ms: u64,
+    pub until_ms: u64,
+    pub count_max: u32,
+    pub token: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for ListEventsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ListEventsArgs {
+      request: 0,
+      topic_id: 0,
+      state: 0,
+      ordering_key: None,
+      from_ms: 0,
+      until_ms: 0,
+      count_max: 0,
+      token: None,
+    }
+  }
+}
+
+pub struct ListEventsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListEventsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(ListEvents::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_topic_id(&mut self, topic_id: u32) {
+    self.fbb_.push_slot::<u32>(ListEvents::VT_TOPIC_ID, topic_id, 0);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: u8) {
+    self.fbb_.push_slot::<u8>(ListEvents::VT_STATE, state, 0);
+  }
+  #[inline]
+  pub fn add_ordering_key(&mut self, ordering_key: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListEvents::VT_ORDERING_KEY, ordering_key);
+  }
+  #[inline]
+  pub fn add_from_ms(&mut self, from_ms: u64) {
+    self.fbb_.push_slot::<u64>(ListEvents::VT_FROM_MS, from_ms, 0);
+  }
+  #[inline]
+  pub fn add_until_ms(&mut self, until_ms: u64) {
+    self.fbb_.push_slot::<u64>(ListEvents::VT_UNTIL_MS, until_ms, 0);
+  }
+  #[inline]
+  pub fn add_count_max(&mut self, count_max: u32) {
+    self.fbb_.push_slot::<u32>(ListEvents::VT_COUNT_MAX, count_max, 0);
+  }
+  #[inline]
+  pub fn add_token(&mut self, token: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListEvents::VT_TOKEN, token);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListEventsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ListEventsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListEvents<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ListEvents<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ListEvents");
+      ds.field("request", &self.request());
+      ds.field("topic_id", &self.topic_id());
+      ds.field("state", &self.state());
+      ds.field("ordering_key", &self.ordering_key());
+      ds.field("from_ms", &self.from_ms());
+      ds.field("until_ms", &self.until_ms());
+      ds.field("count_max", &self.count_max());
+      ds.field("token", &self.token());
+      ds.finish()
+  }
+}
+pub enum ListedEventOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ListedEvent<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ListedEvent<'a> {
+  type Inner = ListedEvent<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ListedEvent<'a> {
+  pub const VT_INFO: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ORDERING_KEY: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ATTEMPT: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ListedEvent { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ListedEventArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ListedEvent<'bldr>> {
+    let mut builder = ListedEventBuilder::new(_fbb);
+    if let Some(x) = args.ordering_key { builder.add_ordering_key(x); }
+    if let Some(x) = args.id { builder.add_id(x); }
+    if let Some(x) = args.info { builder.add_info(x); }
+    builder.add_attempt(args.attempt);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn info(&self) -> Option<&'a EventInfo> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<EventInfo>(ListedEvent::VT_INFO, None)}
+  }
+  #[inline]
+  pub fn id(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ListedEvent::VT_ID, None)}
+  }
+  #[inline]
+  pub fn ordering_key(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(ListedEvent::VT_ORDERING_KEY, None)}
+  }
+  #[inline]
+  pub fn attempt(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(ListedEvent::VT_ATTEMPT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ListedEvent<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<EventInfo>("info", Self::VT_INFO, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("id", Self::VT_ID, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("ordering_key", Self::VT_ORDERING_KEY, false)?
+     .visit_field::<u16>("attempt", Self::VT_ATTEMPT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ListedEventArgs<'a> {
+    pub info: Option<&'a EventInfo>,
+    pub id: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub ordering_key: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub attempt: u16,
+}
+impl<'a> Default for ListedEventArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ListedEventArgs {
+      info: None,
+      id: None,
+      ordering_key: None,
+      attempt: 0,
+    }
+  }
+}
+
+pub struct ListedEventBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListedEventBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_info(&mut self, info: &EventInfo) {
+    self.fbb_.push_slot_always::<&EventInfo>(ListedEvent::VT_INFO, info);
+  }
+  #[inline]
+  pub fn add_id(&mut self, id: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListedEvent::VT_ID, id);
+  }
+  #[inline]
+  pub fn add_ordering_key(&mut self, ordering_key: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListedEvent::VT_ORDERING_KEY, ordering_key);
+  }
+  #[inline]
+  pub fn add_attempt(&mut self, attempt: u16) {
+    self.fbb_.push_slot::<u16>(ListedEvent::VT_ATTEMPT, attempt, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListedEventBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ListedEventBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListedEvent<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ListedEvent<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ListedEvent");
+      ds.field("info", &self.info());
+      ds.field("id", &self.id());
+      ds.field("ordering_key", &self.ordering_key());
+      ds.field("attempt", &self.attempt());
+      ds.finish()
+  }
+}
+pub enum ListEventsReplyOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ListEventsReply<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ListEventsReply<'a> {
+  type Inner = ListEventsReply<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ListEventsReply<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EVENTS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TOKEN: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ListEventsReply { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ListEventsReplyArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ListEventsReply<'bldr>> {
+    let mut builder = ListEventsReplyBuilder::new(_fbb);
+    builder.add_request(args.request);
+    if let Some(x) = args.token { builder.add_token(x); }
+    if let Some(x) = args.events { builder.add_events(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ListEventsReply::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn events(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ListedEvent<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ListedEvent>>>>(ListEventsReply::VT_EVENTS, None)}
+  }
+  #[inline]
+  pub fn token(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(ListEventsReply::VT_TOKEN, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ListEventsReply<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ListedEvent>>>>("events", Self::VT_EVENTS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("token", Self::VT_TOKEN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ListEventsReplyArgs<'a> {
+    pub request: u64,
+    pub events: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ListedEvent<'a>>>>>,
+    pub token: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for ListEventsReplyArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ListEventsReplyArgs {
+      request: 0,
+      events: None,
+      token: None,
+    }
+  }
+}
+
+pub struct ListEventsReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListEventsReplyBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(ListEventsReply::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_events(&mut self, events: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ListedEvent<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListEventsReply::VT_EVENTS, events);
+  }
+  #[inline]
+  pub fn add_token(&mut self, token: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListEventsReply::VT_TOKEN, token);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListEventsReplyBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ListEventsReplyBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListEventsReply<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ListEventsReply<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ListEventsReply");
+      ds.field("request", &self.request());
+      ds.field("events", &self.events());
+      ds.field("token", &self.token());
+      ds.finish()
+  }
+}
 pub enum TopicSettingsOffset {}
 #[derive(Copy, Clone, PartialEq)]
 

@@ -245,12 +245,38 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         backoff: 2,
         ended: vec![OutcomeCount { outcome: 1, count: 1_234 }, OutcomeCount { outcome: 3, count: 5 }],
     };
+    let first = ListEvents { topic: TopicId(3), ..ListEvents::default() };
+    let token = PageToken {
+        start: 0x0102_0304,
+        bound: Sequence(1_000),
+        block: 17,
+        index: 3,
+        run: 5,
+        run_block: 2,
+        entry: 9,
+        ..PageToken::first(ShardId(1), 0x0506_0708_090a_0b0c)
+    };
+    let list = ListEvents {
+        state: Some(TaskState::Scheduled),
+        ordering_key: b"order-7".to_vec(),
+        from: WallMs(1_800_000_000_000),
+        until: WallMs(1_800_000_060_000),
+        count_max: 100,
+        token: token.to_bytes(),
+        ..first
+    };
+    let listed = ListedEvent { info, id: "a".into(), ordering_key: b"order-7".to_vec(), attempt: 2 };
+    let page = EventPage { events: vec![listed], token: token.to_bytes() };
     let answered = |answer| Frame::QueryReply { request: 7, answer };
     vec![
         ("20-get-event", Frame::Query { request: 7, query: Query::Event { event: IDS[0], peek: true } }),
         ("21-get-event-reply", answered(QueryAnswer::Event(Some(Box::new(detail))))),
         ("21-get-event-reply-not-found", answered(QueryAnswer::Event(None))),
         ("24-count-events", Frame::Query { request: 7, query: count }),
+        ("27-list-events", Frame::Query { request: 7, query: Query::List(Box::new(list)) }),
+        ("27-list-events-first", Frame::Query { request: 8, query: Query::List(Box::new(first)) }),
+        ("28-list-events-reply", answered(QueryAnswer::List(page))),
+        ("28-list-events-reply-last", answered(QueryAnswer::List(EventPage::default()))),
         ("25-count-events-reply", answered(QueryAnswer::Count(counts))),
     ]
 }

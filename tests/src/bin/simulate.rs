@@ -95,7 +95,7 @@ fn report(tally: &Tally) -> String {
     let Tally { counts, took_ms, .. } = tally;
     let seconds = *took_ms as f64 / 1_000.0;
     format!(
-        "{} seeds, {} crashes ({} in recovery), {} restarts, {} events, {} pushes, {} turns, {} snapshots, {} QUIC connections, \
+        "{} seeds, {} crashes ({} in recovery), {} restarts, {} events, {} pushes, {} turns, {} snapshots, {} listings, {} QUIC connections, \
          {} datagrams in {seconds:.1} s: \
          {:.0} seeds/s, {:.0} crashes/s",
         counts.seeds,
@@ -106,6 +106,7 @@ fn report(tally: &Tally) -> String {
         counts.pushes,
         counts.turns,
         counts.snapshots,
+        counts.listings,
         counts.connections,
         counts.datagrams,
         counts.seeds as f64 / seconds,

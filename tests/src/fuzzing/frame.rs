@@ -2,10 +2,10 @@
 
 use escapement_protocol::event::{Due, EventSpec, EventView};
 use escapement_protocol::frame::{
-    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Credit, Durability, ErrorFrame, Events,
-    Hello, PREFIX_SIZE_BYTES, Page, PublishAck, PublishBatch, PushBatch, PushDue, PushItem, Reschedule,
-    RescheduleReply, RescheduleVerdict, ResultBatch, ResultItem, Subscribe, SubscriptionInfo,
-    SubscriptionList,
+    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Credit, Durability, ErrorFrame, EventInfo,
+    EventPage, EventPlace, Events, Hello, ListEvents, ListedEvent, PREFIX_SIZE_BYTES, Page, PublishAck,
+    PublishBatch, PushBatch, PushDue, PushItem, Query, QueryAnswer, Reschedule, RescheduleReply,
+    RescheduleVerdict, ResultBatch, ResultItem, Subscribe, SubscriptionInfo, SubscriptionList, TaskState,
 };
 use escapement_protocol::{
     AttemptResult, Epoch, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Frame, FrameDecoder, FrameError,
@@ -171,7 +171,17 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let listed = Frame::AdminReply { request: 7, body: AdminAnswer::Subscriptions(subscriptions) };
     let error =
         Frame::Error(ErrorFrame { request: 7, code: 10, retry_after_ms: 0, message: "no such topic" });
+    let list = ListEvents { topic: TopicId(3), ordering_key: b"k".to_vec(), ..ListEvents::default() };
+    let token = list.position(4).expect("no token is a good one").to_bytes();
+    let (due, topic, place) = (now, TopicId(3), EventPlace::Run);
+    let info = EventInfo { id: ids[0], due, topic, size_bytes: 48, state: TaskState::Scheduled, place };
+    let event = ListedEvent { info, id: "order-1".into(), ordering_key: b"k".to_vec(), attempt: 0 };
+    let page = EventPage { events: vec![event.clone(), event], token: token.clone() };
+    let list = Frame::Query { request: 7, query: Query::List(Box::new(ListEvents { token, ..list })) };
+    let page = Frame::QueryReply { request: 7, answer: QueryAnswer::List(page) };
     vec![
+        ("list-events", written(&[list])),
+        ("list-events-reply", written(&[page])),
         ("hello-then-publish", written(&[hello, publish])),
         ("publish-ack", written(&[ack])),
         ("push-batch", written(&[push])),

@@ -64,6 +64,10 @@ pub enum Bug {
     FilesLetGo,
     /// Questions about counts go to the shard after the one that they name.
     QuestionsAstray,
+    /// The next page of a listing does not go back to memory for what was loaded while runs were listed.
+    ListingNotRepeated,
+    /// The next page of a listing begins a block of a run too late.
+    ListingBlockSkipped,
     /// Recovery leaves out the names of events that were stated again when their blocks were freed.
     NamesForgotten,
     /// Recovery takes events in without the names that they were published under.
@@ -137,6 +141,8 @@ impl Bug {
         Bug::PolicyAltered,
         Bug::FilesLetGo,
         Bug::QuestionsAstray,
+        Bug::ListingNotRepeated,
+        Bug::ListingBlockSkipped,
         Bug::NamesForgotten,
         Bug::NamesNotRead,
         Bug::RescheduleForgotten,

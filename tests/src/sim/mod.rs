@@ -69,6 +69,8 @@ pub struct Counts {
     pub datagrams: u64,
     /// Snapshots taken, confirmed by the node, and opened.
     pub snapshots: u64,
+    /// Listings of pending events that came to their end.
+    pub listings: u64,
 }
 
 impl Counts {
@@ -84,6 +86,7 @@ impl Counts {
         self.connections += other.connections;
         self.datagrams += other.datagrams;
         self.snapshots += other.snapshots;
+        self.listings += other.listings;
     }
 }
 

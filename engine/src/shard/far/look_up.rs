@@ -16,7 +16,7 @@ use crate::shard::reschedule::Source;
 const LOOKUP_COUNT_MAX: usize = 1_024;
 
 /// How long a caller should wait where they are as many.
-const RETRY_AFTER_MS: u32 = 100;
+pub(super) const RETRY_AFTER_MS: u32 = 100;
 
 /// What an event is looked up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

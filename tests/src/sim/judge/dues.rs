@@ -37,6 +37,16 @@ impl Dues {
         self.known.map_or(0, |(_, version)| version)
     }
 
+    /// When the last answer says that the event is due.
+    pub(super) fn known_ms(&self) -> Option<u64> {
+        self.known.map(|(due_ms, _)| due_ms)
+    }
+
+    /// Whether everything that was asked for had its answer.
+    pub(super) fn is_sure(&self) -> bool {
+        self.asked.is_empty()
+    }
+
     pub(super) fn is_untouched(&self) -> bool {
         self.known.is_none() && self.asked.is_empty()
     }

@@ -1,9 +1,11 @@
 //! Answers about what is pending, against what was acknowledged.
 
-use escapement_protocol::frame::{Counts, EventDetail, TaskState};
+use std::collections::BTreeSet;
+
+use escapement_protocol::frame::{Counts, EventDetail, EventPage, ListEvents, ListedEvent, TaskState};
 use escapement_protocol::{EventId, EventView, Sequence, ShardId, TopicId};
 
-use super::super::reader::Asked;
+use super::super::reader::{Asked, Listing, Owed};
 use super::{Cancel, Judge, Key, Place};
 
 impl Judge {
@@ -26,6 +28,115 @@ impl Judge {
         let places = self.places.range((shard, Sequence(0))..=(shard, Sequence::MAX));
         let of_topic = |place: &Place| topic.is_none_or(|topic| self.events[&place.n].topic == topic);
         places.filter(|(_, place)| of_topic(place) && self.is_owed(place)).map(|(key, _)| *key).collect()
+    }
+
+    /// Events whose cancellation was acknowledged.
+    pub(in crate::sim) fn cancelled_events(&self) -> BTreeSet<Key> {
+        let cancelled = self.places.iter().filter(|(_, place)| place.cancel == Cancel::Cancelled);
+        cancelled.map(|(key, _)| *key).collect()
+    }
+
+    fn ordering_key(&self, n: u64) -> Vec<u8> {
+        let workload = self.plan.workload;
+        workload.key(n).map_or(Vec::new(), |key| workload.key_bytes(key).to_vec())
+    }
+
+    /// The ordering key of an event, empty where it has none.
+    pub(in crate::sim) fn ordering_key_of(&self, event: EventId) -> Vec<u8> {
+        self.place_of(event).map_or(Vec::new(), |place| self.ordering_key(place.n))
+    }
+
+    /// When an event is due, where nothing can have changed that.
+    fn sure_due_ms(&self, key: Key) -> Option<u64> {
+        let place = &self.places[&key];
+        let due_ms = place.dues.known_ms().unwrap_or(self.events[&place.n].due_ms.max(place.accepted_ms));
+        place.dues.is_sure().then_some(due_ms)
+    }
+
+    /// Events that a listing which begins now has to show, if nothing happens to them.
+    pub(in crate::sim) fn owed_to(&self, list: &ListEvents, topic: usize) -> Vec<Owed> {
+        let is_meant = |place: &Place| {
+            let key = self.ordering_key(place.n);
+            self.events[&place.n].topic == topic && (list.ordering_key.is_empty() || list.ordering_key == key)
+        };
+        let owed = self.places.iter().filter(|(_, place)| is_meant(place) && self.is_owed(place));
+        let known = owed.filter_map(|(key, _)| {
+            let (key, due_ms, version) = (*key, self.sure_due_ms(*key)?, self.version(*key));
+            Some(Owed { key, due_ms, version })
+        });
+        known.filter(|owed| (list.from.0..list.until.0).contains(&owed.due_ms)).collect()
+    }
+
+    /// A page of a listing: what it shows is there, and was asked for.
+    pub(in crate::sim) fn listed(
+        &mut self,
+        listing: &mut Listing,
+        page: &EventPage,
+        clock: Option<(u64, u64)>,
+    ) {
+        for listed in &page.events {
+            listing.seen.insert((listed.info.id.shard, listed.info.id.sequence));
+            if let Some(wrong) = self.wrong_in(listing, listed, clock) {
+                self.breach(format!("{listed:?} was listed for {:?}: {wrong}", listing.list));
+            }
+        }
+    }
+
+    fn wrong_in(
+        &self,
+        listing: &Listing,
+        listed: &ListedEvent,
+        clock: Option<(u64, u64)>,
+    ) -> Option<&'static str> {
+        let (info, list) = (listed.info, &listing.list);
+        let place = self.place_of(info.id)?;
+        let due_ms = self.events[&place.n].due_ms.max(place.accepted_ms);
+        let clock = clock.filter(|_| place.dues.is_untouched() && place.acked.is_some());
+        let is_early = clock.is_some_and(|(_, now_ms)| info.state != TaskState::Scheduled && now_ms < due_ms);
+        let is_late =
+            clock.is_some_and(|(then_ms, _)| info.state == TaskState::Scheduled && due_ms <= then_ms);
+        let key = self.ordering_key(place.n);
+        if listing.cancelled.contains(&(info.id.shard, info.id.sequence)) {
+            Some("it was cancelled before")
+        } else if info.id.schedule_time_ms != self.events[&place.n].due_ms
+            || self.plan.workload.number(listed.id.as_bytes()) != Some(place.n)
+            || listed.ordering_key != key
+        {
+            Some("it is another event")
+        } else if info.topic != list.topic || self.events[&place.n].topic != listing.topic {
+            Some("it is of another topic")
+        } else if !list.ordering_key.is_empty() && list.ordering_key != key {
+            Some("it has another key")
+        } else if place.acked.is_some() && !place.dues.may_be(info.due.0, due_ms) {
+            Some("it is due at another time")
+        } else if !(list.from..list.until).contains(&info.due) {
+            Some("it is due at a time that was not asked for")
+        } else if is_early || is_late || list.state.is_some_and(|state| state != info.state) {
+            Some("it is in another state")
+        } else {
+            None
+        }
+    }
+
+    /// A listing has come to its end: what was pending all the time was shown. `wall_ms` is the node's clock.
+    pub(in crate::sim) fn list_ended(&mut self, listing: &Listing, wall_ms: Option<u64>) {
+        let list = &listing.list;
+        let is_any_time = list.from.0 == 0 && list.until.0 == u64::MAX;
+        let has_state = |due_ms: u64| match list.state {
+            None => true,
+            Some(TaskState::Scheduled) => wall_ms.is_some_and(|now_ms| now_ms < due_ms),
+            Some(_) => false,
+        };
+        let missed = listing.owed.iter().find(|owed| {
+            let Owed { key, due_ms, version } = **owed;
+            let is_as_it_was = self.sure_due_ms(key) == Some(due_ms) && self.version(key) == version;
+            let is_asked_for = is_as_it_was && has_state(due_ms) || is_any_time && list.state.is_none();
+            is_asked_for && self.is_owed(&self.places[&key]) && !listing.seen.contains(&key)
+        });
+        if let Some(Owed { key, due_ms, .. }) = missed {
+            let n = self.places[key].n;
+            self.breach(format!("event {n} at {key:?}, due at {due_ms}, was not listed for {list:?}"));
+        }
     }
 
     /// The answer about counts: what had to be there when it was asked for, and has to be there still, is counted.
