@@ -49,6 +49,7 @@ fn events_are_published_delivered_and_completed_without_an_allocation_for_each()
         block_size_bytes_max: 512 * 1024,
         horizon_ms: 15 * 60 * 1_000,
         run_size_bytes: 32 << 20,
+        names_run_size_bytes: 1 << 20,
         batch_count_max: 4_096,
         seed: 1,
     });

@@ -135,6 +135,8 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("Names", written(|w| w.names(TopicId(2), 77, Sequence(41), NAMES.iter()))),
         ("NamesForgotten", written(|w| w.names_forgotten(TopicId(2), Sequence(43)))),
+        ("NamesRun", written(|w| w.names_run(RunId(7), 99))),
+        ("NamesRunEnded", written(|w| w.names_run_ended(RunId(7)))),
     ]
 }
 
@@ -256,6 +258,8 @@ fn records_read_back_as_they_were_written() {
     }
     let before = Sequence(43);
     assert_eq!(get("NamesForgotten"), Record::NamesForgotten { topic: TopicId(2), before });
+    assert_eq!(get("NamesRun"), Record::NamesRun { run: RunId(7), footer_id: 99 });
+    assert_eq!(get("NamesRunEnded"), Record::NamesRunEnded { run: RunId(7) });
 }
 
 #[test]
@@ -370,7 +374,7 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         wide[..size].copy_from_slice(&bytes[HEADER_SIZE_BYTES + at..][..size]);
         u64::from_le_bytes(wide)
     };
-    let expected: [(&str, &[u64]); 16] = [
+    let expected: [(&str, &[u64]); 18] = [
         ("Published", &[2, 2, 41, 6_000]),
         ("Relocated", &[2, 2, 41, 6_000]),
         ("Completed", &[3, 2, 7]),
@@ -387,6 +391,8 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         ("PublishedNamed", &[2, 2, 41, 6_000]),
         ("Names", &[2, 2, 77, 41]),
         ("NamesForgotten", &[2, 0, 43]),
+        ("NamesRun", &[7, 0, 99]),
+        ("NamesRunEnded", &[7, 0]),
     ];
     for ((name, values), (of, bytes)) in expected.into_iter().zip(samples()) {
         assert_eq!(name, of);

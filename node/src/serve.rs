@@ -40,6 +40,10 @@ const BATCH_COUNT_MAX: usize = 64;
 /// files; what is gathered waits in memory.
 const RUN_SIZE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Names are written to a run once they take this part of the memory: a quarter of what they may take, so that as many
+/// again find room while the run is made, and that indexes of some dozens of runs have the rest.
+const NAMES_RUN_SHARE: usize = 16;
+
 /// How often it is looked whether an operator has to know something.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -264,6 +268,7 @@ fn recover(
                     block_size_bytes_max: wal.records_size_bytes_max(),
                     horizon_ms: config.horizon_ms,
                     run_size_bytes: RUN_SIZE_BYTES_MAX.min(memory_bytes_max / 8),
+                    names_run_size_bytes: memory_bytes_max / NAMES_RUN_SHARE,
                     batch_count_max: BATCH_COUNT_MAX,
                     seed: seed ^ u64::from(shard),
                 };

@@ -141,6 +141,7 @@ impl Century {
         let config = ShardConfig {
             horizon_ms: if has_runs { [60_000, 15 * 60_000][rng.below(2) as usize] } else { u64::MAX >> 16 },
             run_size_bytes: [1_000, 64 * 1024][rng.below(2) as usize],
+            names_run_size_bytes: 1 << 20,
             ..config(options.seed)
         };
         // To the end of 48 bits, but for the downtime that may come on top of the years.

@@ -101,6 +101,7 @@ pub(crate) fn config(seed: u64) -> ShardConfig {
         block_size_bytes_max: 64 * 1024,
         horizon_ms: 15 * 60 * 1_000,
         run_size_bytes: 64 * 1024,
+        names_run_size_bytes: 1 << 20,
         batch_count_max: 4_096,
         seed,
     }

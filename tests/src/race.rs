@@ -160,6 +160,7 @@ impl Life {
             horizon_ms: HORIZON_MS,
             // Small, so that a run has several blocks and a round several runs.
             run_size_bytes: 2_000,
+            names_run_size_bytes: 1 << 20,
             block_size_bytes_max: [8 * 1024, 64 * 1024][rng.below(2) as usize],
             batch_count_max: [1, 7, 4_096][rng.below(3) as usize],
             ..config(seed)

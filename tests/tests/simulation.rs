@@ -153,7 +153,7 @@ found! {
     a_file_whose_name_is_not_durable_is_noticed: CreationNotDurable within 130;
     a_recovery_that_makes_nothing_durable_is_noticed: RecoveryNotSynced within 90;
     results_that_are_forgotten_are_noticed: ResultsForgotten within 5;
-    a_wakeup_that_is_lost_is_noticed: LostWakeup within 15;
+    a_wakeup_that_is_lost_is_noticed: LostWakeup within 25;
     a_clock_that_goes_back_is_noticed: ClockBackwards within 30;
     mail_that_comes_twice_is_noticed: MailTwice within 10;
     clocks_that_are_read_in_the_wrong_order_are_noticed: ClocksCrossed within 10;
@@ -169,6 +169,8 @@ found! {
     a_listing_that_leaves_out_a_block_is_noticed: ListingBlockSkipped within 60;
     names_that_recovery_leaves_out_are_noticed: NamesForgotten within 180;
     names_that_recovery_does_not_read_are_noticed: NamesNotRead within 40;
+    runs_of_names_that_recovery_forgets_are_noticed: NamesRunsForgotten within 180;
+    runs_of_names_that_recovery_ends_early_are_noticed: NamesRunsEndedEarly within 180;
     a_rescheduling_that_recovery_forgets_is_noticed: RescheduleForgotten within 20;
     a_copy_that_forgets_a_rescheduling_is_noticed: RescheduleNotCopied within 80;
     a_due_time_that_pushes_do_not_say_is_noticed: RescheduledDueLost within 5;

@@ -87,16 +87,17 @@ impl FarBuffer {
     }
 }
 
-/// The keys of sorted pieces, in order.
-#[derive(Debug, Default)]
-pub(crate) struct Merge {
-    pieces: Vec<std::vec::IntoIter<Key>>,
-    heads: BinaryHeap<Reverse<(Key, usize)>>,
+/// The keys of sorted pieces, or whatever else they hold, in order.
+#[derive(Debug)]
+pub(crate) struct Merge<T = Key> {
+    pieces: Vec<std::vec::IntoIter<T>>,
+    heads: BinaryHeap<Reverse<(T, usize)>>,
     mean_size_bytes: usize,
 }
 
-impl Merge {
-    fn new(pieces: Vec<Vec<Key>>, size_bytes: usize) -> Merge {
+impl<T: Ord + Copy> Merge<T> {
+    /// What the pieces hold stands for so many bytes.
+    pub(crate) fn new(pieces: Vec<Vec<T>>, size_bytes: usize) -> Merge<T> {
         let len: usize = pieces.iter().map(Vec::len).sum();
         let mean_size_bytes = size_bytes / len.max(1);
         let mut pieces: Vec<_> = pieces.into_iter().map(Vec::into_iter).collect();
@@ -111,15 +112,15 @@ impl Merge {
     }
 
     /// The next key, without taking it.
-    pub(crate) fn peek(&self) -> Option<Key> {
+    pub(crate) fn peek(&self) -> Option<T> {
         self.heads.peek().map(|Reverse((key, _))| *key)
     }
 }
 
-impl Iterator for Merge {
-    type Item = Key;
+impl<T: Ord + Copy> Iterator for Merge<T> {
+    type Item = T;
 
-    fn next(&mut self) -> Option<Key> {
+    fn next(&mut self) -> Option<T> {
         let mut head = self.heads.peek_mut()?;
         let Reverse((key, at)) = *head;
         match self.pieces[at].next() {

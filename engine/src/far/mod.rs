@@ -30,7 +30,7 @@ pub use format::RunDamage;
 pub(crate) use run::{Ahead, Closing, Key, Run, Runs, read_footer};
 
 /// Names a run of a shard: numbered from 1, in the order of their making, never reused while the log speaks of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunId(pub u32);
 
 impl std::fmt::Display for RunId {

@@ -8,10 +8,18 @@
 //! order in which their windows end. They lie in generations: each is filled once, never rehashed, and goes as a whole,
 //! so that no turn has to touch more than a few of them.
 //!
+//! Only the newest names are in memory and in the log. Once they are many, they are written to a *run of names*: an
+//! immutable file like those of far-future events, sorted by hash ([`mod@format`], specified in
+//! `docs/formats/names-v1.md`), of which memory keeps an index. When it is durable, a `NamesRun` record says that its
+//! topics' names up to a sequence are there, and no longer in memory and log; when all their windows have passed, a
+//! `NamesRunEnded` record says so.
+//!
 //! Which blocks of the log hold which names is kept as ranges of sequences, in the order of the blocks: before a block
 //! is freed, its names are stated again. All memory is counted.
 
+pub mod format;
 mod generation;
+mod runs;
 mod statements;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,7 +28,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use escapement_protocol::{Sequence, TopicId, WallMs};
 
+use format::TopicNames;
 use generation::Generation;
+pub(crate) use runs::{NamePlace, NamesRuns, read_footer};
 pub(crate) use statements::{Statement, Statements};
 
 /// Bytes of a name in memory, and in a `Names` record.
@@ -57,7 +67,7 @@ impl NameHash {
 }
 
 /// A name with the receipt of its event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
     /// Which name.
     pub hash: NameHash,
@@ -80,7 +90,9 @@ impl Name {
 struct OfTopic {
     /// By ascending sequence.
     generations: VecDeque<Generation>,
-    /// Names of smaller sequences are forgotten.
+    /// Whether the newest generation takes no more.
+    is_sealed: bool,
+    /// Names of smaller sequences are forgotten, or in runs.
     forgotten_before: Sequence,
 }
 
@@ -95,13 +107,21 @@ impl OfTopic {
         let names = self.generations.range(skip..).flat_map(move |generation| generation.from(first));
         names.take_while(move |name| name.sequence <= last)
     }
+
+    /// Names that are not forgotten, of sequences from `first` on.
+    fn count_from(&self, first: Sequence) -> usize {
+        let first = first.max(self.forgotten_before);
+        self.generations.iter().rev().map(|held| held.from(first).len()).take_while(|count| *count > 0).sum()
+    }
 }
 
 /// All names of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    /// Few, and gone through in one order.
+    /// Names in memory. Few topics, and gone through in one order.
     topics: BTreeMap<TopicId, OfTopic>,
+    /// The others.
+    pub(crate) runs: NamesRuns,
     pub(crate) statements: Statements,
     count: usize,
     memory_bytes: usize,
@@ -110,21 +130,48 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Names that are not forgotten.
+    /// Names in memory.
     pub(crate) fn count(&self) -> usize {
         self.count
     }
 
+    /// Bytes of the names in memory, and of the indexes of runs.
     pub(crate) fn memory_bytes(&self) -> usize {
+        self.newest_memory_bytes() + self.runs.memory_bytes()
+    }
+
+    /// Bytes of the names in memory.
+    pub(crate) fn newest_memory_bytes(&self) -> usize {
         self.memory_bytes + self.statements.memory_bytes()
     }
 
     /// Bytes of records that it takes to state all of them again.
     pub(crate) fn statements_size_bytes(&self) -> usize {
-        self.count * NAME_SIZE_BYTES + self.statements.size_bytes()
+        self.count * NAME_SIZE_BYTES + self.statements.size_bytes() + self.runs.statements_size_bytes()
     }
 
-    /// The name, where an event of this topic was accepted under it within the window.
+    /// What a next run is to be made of, by ascending topic: everything in memory of the topics with about the same
+    /// window that have most, so that a run's names pass at about one time. Names that come later are kept apart from it.
+    pub(crate) fn seal(&mut self, window_ms: impl Fn(TopicId) -> u64) -> Vec<TopicNames> {
+        let mut by_window: BTreeMap<u64, (usize, Vec<TopicNames>)> = BTreeMap::new();
+        for (topic, held) in &self.topics {
+            let Some(last) = held.generations.back().map(Generation::last) else { continue };
+            let count = held.count_from(Sequence(0));
+            let (all, topics) = by_window.entry(window_ms(*topic).next_power_of_two()).or_default();
+            *all += count;
+            let (topic, first) = (*topic, held.forgotten_before);
+            let (last, accepted) = (last.sequence, last.accepted);
+            topics.push(TopicNames { topic, count: count as u32, first, last, accepted });
+        }
+        let most = by_window.into_values().max_by_key(|(count, _)| *count);
+        let topics = most.map(|(_, topics)| topics).unwrap_or_default();
+        for held in &topics {
+            self.topics.get_mut(&held.topic).expect("it has names").is_sealed = true;
+        }
+        topics
+    }
+
+    /// The name, where an event of this topic was accepted under it within the window, and it is in memory.
     pub(crate) fn find(&self, topic: TopicId, hash: NameHash, now: WallMs, window_ms: u64) -> Option<&Name> {
         let held = self.topics.get(&topic)?;
         let recent = held.generations.iter().rev();
@@ -142,7 +189,8 @@ impl Names {
         }
         let span_ms = (window_ms / SPANS_PER_WINDOW).max(SPAN_MS_MIN);
         let fits = held.generations.back().is_some_and(|newest| newest.takes(&name, span_ms));
-        if !fits {
+        if !fits || held.is_sealed {
+            held.is_sealed = false;
             let next = Generation::after(held.generations.back());
             self.memory_bytes += next.memory_bytes();
             held.generations.push_back(next);
@@ -182,13 +230,13 @@ impl Names {
         self.topics.iter().filter(|(_, held)| !held.generations.is_empty()).map(|(topic, _)| *topic)
     }
 
-    /// Names of a topic of sequences before this one are forgotten.
+    /// Names of a topic of sequences before this one are forgotten, or in a run from now on.
     pub(crate) fn forget(&mut self, topic: TopicId, before: Sequence) {
         let held = self.topics.entry(topic).or_default();
         if before <= held.forgotten_before {
             return;
         }
-        self.count -= held.range(held.forgotten_before, Sequence(before.0 - 1)).count();
+        self.count -= held.count_from(Sequence(0)) - held.count_from(before);
         held.forgotten_before = before;
         while held.generations.front().is_some_and(|oldest| oldest.last().sequence < before) {
             let gone = held.generations.pop_front().expect("it is there");
@@ -207,9 +255,9 @@ impl Names {
         self.topics.get(&topic).into_iter().flat_map(move |held| held.range(first, last))
     }
 
-    /// The oldest block that holds a name.
+    /// The oldest block that holds a name, or states a run.
     pub(crate) fn oldest_block(&self) -> Option<u64> {
-        self.statements.oldest_block()
+        [self.statements.oldest_block(), self.runs.oldest_block()].into_iter().flatten().min()
     }
 
     /// The oldest statement is of names that are not all forgotten.
@@ -224,7 +272,7 @@ impl Names {
         });
     }
 
-    /// All names by topic and sequence, those that recovery has not put in their places yet included. Copies them: for
+    /// All names in memory by topic and sequence, those that recovery has not put in their places yet included. Copies them: for
     /// tools and tests.
     pub(crate) fn sorted(&self) -> Vec<(TopicId, Name)> {
         let forgotten = |topic| self.topics.get(&topic).map_or(Sequence(0), |held| held.forgotten_before);
@@ -243,6 +291,16 @@ impl Names {
 
     /// Says whether every name is counted, and stated by exactly one record that is kept.
     pub(crate) fn audit(&self) -> Result<(), String> {
+        self.runs.audit()?;
+        let footers = self.runs.iter().filter_map(|(id, run)| Some((id, run.footer.as_ref()?)));
+        for (id, held) in footers.flat_map(|(id, footer)| footer.topics.iter().map(move |held| (id, held))) {
+            let both =
+                self.topics.get(&held.topic).and_then(|topic| topic.range(Sequence(0), held.last).next());
+            if both.is_some() {
+                let TopicId(topic) = held.topic;
+                return Err(format!("names of topic {topic} are in run {id} and in memory as well"));
+            }
+        }
         let counted = self.iter().count();
         if counted != self.count {
             return Err(format!("{counted} names of events are held, and {} counted", self.count));

@@ -34,6 +34,9 @@ pub const RELOCATED_FIXED_SIZE_BYTES: usize = 24;
 /// Fixed part of a `Names` body.
 pub const NAMES_FIXED_SIZE_BYTES: usize = 24;
 
+/// A `NamesRun` body.
+pub const NAMES_RUN_FIXED_SIZE_BYTES: usize = 16;
+
 /// Latest moment that a record states: what 48 bits hold, as in an event's id.
 pub const WALL_MAX: WallMs = WallMs((1 << 48) - 1);
 
@@ -69,6 +72,8 @@ mod kind {
     pub(super) const PUBLISHED_NAMED: u8 = 14;
     pub(super) const NAMES: u8 = 15;
     pub(super) const NAMES_FORGOTTEN: u8 = 16;
+    pub(super) const NAMES_RUN: u8 = 20;
+    pub(super) const NAMES_RUN_ENDED: u8 = 21;
 }
 
 /// What a log record says. Borrowed from the block's bytes.
@@ -225,6 +230,18 @@ pub enum Record<'a> {
         topic: TopicId,
         /// Names of smaller sequences are forgotten.
         before: Sequence,
+    },
+    /// Names are in a run: those of its topics, up to the last that it says of each.
+    NamesRun {
+        /// The run.
+        run: RunId,
+        /// Its footer's.
+        footer_id: u64,
+    },
+    /// The windows of all names of a run have passed.
+    NamesRunEnded {
+        /// The run.
+        run: RunId,
     },
 }
 

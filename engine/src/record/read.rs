@@ -207,6 +207,16 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             body.zeros::<4>()?;
             Some(Record::NamesForgotten { topic, before: body.sequence()? })
         }
+        (kind::NAMES_RUN, 0, 0) => {
+            let run = RunId(body.u32()?);
+            body.zeros::<4>()?;
+            Some(Record::NamesRun { run, footer_id: body.u64()? })
+        }
+        (kind::NAMES_RUN_ENDED, 0, 0) => {
+            let run = RunId(body.u32()?);
+            body.zeros::<4>()?;
+            Some(Record::NamesRunEnded { run })
+        }
         _ => None,
     }
 }

@@ -104,6 +104,23 @@ impl<'a> RecordWriter<'a> {
         });
     }
 
+    /// Names are in a run.
+    pub fn names_run(&mut self, run: RunId, footer_id: u64) {
+        self.record(kind::NAMES_RUN, 0, 0, |out| {
+            out.extend_from_slice(&run.0.to_le_bytes());
+            out.extend_from_slice(&[0; 4]);
+            out.extend_from_slice(&footer_id.to_le_bytes());
+        });
+    }
+
+    /// Nothing in a run of names is needed any more.
+    pub fn names_run_ended(&mut self, run: RunId) {
+        self.record(kind::NAMES_RUN_ENDED, 0, 0, |out| {
+            out.extend_from_slice(&run.0.to_le_bytes());
+            out.extend_from_slice(&[0; 4]);
+        });
+    }
+
     /// A live event again.
     pub fn relocated(
         &mut self,

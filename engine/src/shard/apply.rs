@@ -168,6 +168,8 @@ impl Shard {
                 self.apply_names_again(block, topic, of_block, first, names);
             }
             Record::NamesForgotten { topic, before } => self.apply_names_forgotten(topic, before),
+            Record::NamesRun { run, footer_id } => self.apply_names_run(block, run, footer_id, files),
+            Record::NamesRunEnded { run } => self.durable.names.runs.end(run),
         }
         Ok(())
     }

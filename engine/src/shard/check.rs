@@ -114,6 +114,10 @@ impl Shard {
                 add(&number.to_le_bytes());
             }
         }
+        for (id, run) in self.durable.names.runs.iter().filter(|(_, run)| !run.is_ended) {
+            add(&id.0.to_le_bytes());
+            add(&run.footer_id.to_le_bytes());
+        }
         let mut control = Vec::new();
         let mut count = 0;
         self.durable.registry.write_since(0, &mut crate::record::RecordWriter::new(&mut control, &mut count));

@@ -16,6 +16,7 @@ use escapement_protocol::{MonoNs, Now, Sequence, WallMs};
 
 use super::ledger::Place;
 use super::list::Page;
+use super::names::Probe;
 use super::{Durable, Shard};
 use crate::effects::Effects;
 use crate::far::format::{RunBlock, RunFooter};
@@ -34,8 +35,10 @@ const RETRY_AFTER_MS: u64 = 1_000;
 
 /// What an answered operation was for.
 #[derive(Debug)]
-enum Purpose {
+pub(super) enum Purpose {
     Flush(RunId),
+    NamesFlush(RunId),
+    NameProbe(Probe),
     Load { run: RunId, first_block: u32, block_count: u32, copy_size_bytes: usize, why: Why },
     LookUp { look_up: LookUp, run: RunId, block: u32 },
     List { page: Box<Page>, run: RunId, first_block: u32, block_count: u32 },
@@ -100,7 +103,7 @@ pub(super) struct Far {
 impl Far {
     /// Begins after recovery.
     pub(super) fn start(&mut self, durable: &Durable) {
-        self.next_run = durable.runs.last().0 + 1;
+        self.next_run = durable.runs.last().max(durable.names.runs.last()).0 + 1;
         self.may_close = true;
         for (id, run) in durable.runs.iter() {
             self.rewriting.consider(id, run);
@@ -159,7 +162,13 @@ impl Far {
         self.flush.as_ref().map(Flush::run)
     }
 
-    fn request(&mut self, purpose: Purpose, op: RunOp, out: &mut Effects) {
+    /// The number of a run that is to be made.
+    pub(super) fn next_run(&mut self) -> RunId {
+        self.next_run += 1;
+        RunId(self.next_run - 1)
+    }
+
+    pub(super) fn request(&mut self, purpose: Purpose, op: RunOp, out: &mut Effects) {
         self.next_ticket += 1;
         let ticket = RunTicket(self.next_ticket);
         self.purposes.insert(ticket, purpose);
@@ -233,6 +242,8 @@ impl Shard {
         let purpose = self.volatile.far.purposes.remove(&ticket).expect("every operation ends once");
         match purpose {
             Purpose::Flush(run) => self.flush_op_done(run, result.is_err(), out),
+            Purpose::NamesFlush(run) => self.names_flush_op_done(run, result.is_err(), out),
+            Purpose::NameProbe(probe) => self.name_read(probe, result, out),
             Purpose::Load { run, first_block, block_count, copy_size_bytes, why } => {
                 self.volatile.far.reading.retain(|(_, of)| *of != run);
                 let blocks = (first_block, block_count);
@@ -254,7 +265,7 @@ impl Shard {
         }
     }
 
-    fn damaged(&mut self, error: RunError) {
+    pub(super) fn damaged(&mut self, error: RunError) {
         self.volatile.far.damage.get_or_insert(error);
     }
 
@@ -272,6 +283,9 @@ impl Shard {
         for run in gone {
             self.durable.runs.remove(run);
             self.volatile.far.next_blocks.remove(&run);
+            self.volatile.far.request(Purpose::Remove, RunOp::Remove { run }, out);
+        }
+        for run in self.durable.names.runs.take_unstated(through) {
             self.volatile.far.request(Purpose::Remove, RunOp::Remove { run }, out);
         }
     }
@@ -300,7 +314,8 @@ impl Shard {
     /// Numbers of the runs whose files are still needed or about to be removed; any other file is left over.
     #[must_use]
     pub fn runs(&self) -> Vec<RunId> {
-        self.durable.runs.iter().map(|(id, _)| id).collect()
+        let names = self.durable.names.runs.iter().map(|(id, _)| id);
+        self.durable.runs.iter().map(|(id, _)| id).chain(names).collect()
     }
 
     /// No event that is not on the wheel is due before this moment. Only earlier ones may be dispatched: the clock can

@@ -64,6 +64,8 @@ pub struct ShardConfig {
     pub horizon_ms: u64,
     /// Bytes of far-future events that are gathered for one run.
     pub run_size_bytes: usize,
+    /// Bytes of memory that names of events take before they are written to a run.
+    pub names_run_size_bytes: usize,
     /// Most events that become due in one [`Shard::maintain`].
     pub batch_count_max: usize,
     /// Seed of everything random, such as jitter.
@@ -85,7 +87,7 @@ pub struct ShardStats {
     pub refused: u64,
     /// Events published again since start, and answered with the receipt of the first.
     pub duplicates: u64,
-    /// Names of events that are held, so that they are known when they are published again.
+    /// Names of events that are held, in memory or in runs, so that they are known when they are published again.
     pub names: u64,
     /// Pushes since start.
     pub dispatched: u64,
@@ -281,6 +283,9 @@ impl Shard {
     /// [`RunError`] where a run that is needed has no file, or not the one that the log speaks of: the caller refuses the shard.
     pub fn replayed(&mut self) -> Result<(), RunError> {
         self.durable.runs.check_files()?;
+        if let Some(fault) = self.names_run_fault() {
+            return Err(fault);
+        }
         self.durable.runs.count();
         self.durable.build_names();
         Ok(())
@@ -356,6 +361,7 @@ impl Shard {
         self.maintain_far(out);
         self.expire_due(out);
         self.forget_names(out);
+        self.flush_names(out);
         if !self.volatile.draining {
             self.fire_due(out);
         }
@@ -383,7 +389,7 @@ impl Shard {
         let expiry = self.volatile.expiries.next_due().map(|tick| WallMs(tick.0));
         Deadline {
             wall: earliest(earliest(due, far_wall), expiry),
-            mono: [mono, far_mono].into_iter().flatten().min(),
+            mono: [mono, far_mono, self.names_deadline()].into_iter().flatten().min(),
         }
     }
 
@@ -454,7 +460,7 @@ impl Shard {
             pending: self.durable.table.len() as u64 + self.durable.runs.pending(),
             far: self.durable.runs.pending(),
             run_bytes: self.durable.runs.size_bytes(),
-            names: self.durable.names.count() as u64,
+            names: (self.durable.names.count() + self.durable.names.runs.count()) as u64,
             payload_bytes: self.durable.payloads.retained_bytes() as u64,
             timers: (self.volatile.wheel.len() + self.volatile.expiries.len()) as u64,
             overdue: self.volatile.lane.len() as u64,

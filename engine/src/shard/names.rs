@@ -1,7 +1,13 @@
 //! Recognising what is published twice: a topic with a `dedup_window` answers it with the receipt of the first.
 //!
 //! Decided against the names that are durable, and those of events that are still in flight to the disk: the answer
-//! to a duplicate of one of these leaves with that one's.
+//! to a duplicate of one of these leaves with that one's. Where a name may be in a run, its publish waits for a block of
+//! that to be read ([`probe`]).
+
+mod flush;
+mod probe;
+
+use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
@@ -13,8 +19,13 @@ use super::far::{Aim, LookUp};
 use super::publish::{Offer, RUN_SIZE_BYTES_MAX, SPACE_RETRY_AFTER_MS, cut};
 use super::{Durable, Shard};
 use crate::effects::{Duplicate, Effects, Refusal, ReplyBody, Ticket};
-use crate::names::{NAME_HASH_SIZE_BYTES, NAME_SIZE_BYTES, Name, NameHash, Statement};
+use crate::far::RunId;
+use crate::names::format::NamesFooter;
+use crate::names::{NAME_HASH_SIZE_BYTES, NAME_SIZE_BYTES, Name, NameHash, NamePlace, Statement};
 use crate::record::{HeldNames, NameHashes, effective_due, published_events};
+use flush::Flush;
+pub(super) use probe::Probe;
+use probe::{Known, Waiting, What};
 
 /// Names take at most this part of the memory for pending events.
 const MEMORY_SHARE: usize = 4;
@@ -33,9 +44,15 @@ const FORGET_EVERY_MS: u64 = 1_000;
 pub(super) struct Naming {
     /// Of events that are accepted and not applied yet.
     in_flight: HashMap<NameHash, Name>,
-    /// By topic, which names are forgotten once what says so is durable.
+    /// By topic, which names are forgotten, or in a run, once what says so is durable.
     forgetting: HashMap<TopicId, Sequence>,
     forget_at: MonoNs,
+    flush: Option<Flush>,
+    /// Of runs that the log does not know yet, in the order of their statements.
+    footers: VecDeque<(RunId, NamesFooter)>,
+    retry_at: MonoNs,
+    /// What waits for blocks of runs.
+    probing: Waiting,
     /// Cancellations of events that are accepted and not applied yet.
     waiting: Vec<(Ticket, TopicId, NameHash)>,
     // Scratch, kept for its memory.
@@ -46,7 +63,8 @@ pub(super) struct Naming {
 
 impl Naming {
     pub(super) fn memory_bytes(&self) -> usize {
-        self.in_flight.capacity() * size_of::<(NameHash, Name)>()
+        let flush = self.flush.as_ref().map_or(0, Flush::memory_bytes);
+        self.in_flight.capacity() * size_of::<(NameHash, Name)>() + flush + self.probing.memory_bytes()
     }
 }
 
@@ -81,10 +99,52 @@ impl Durable {
 
 impl Shard {
     /// Publishes to a topic with a `dedup_window`.
-    pub(super) fn publish_named(&mut self, ticket: Ticket, topic: TopicId, events: &[u8], out: &mut Effects) {
+    pub(super) fn publish_named(
+        &mut self,
+        (ticket, topic): (Ticket, TopicId),
+        count: u32,
+        events: &[u8],
+        out: &mut Effects,
+    ) {
+        let is_behind = self.volatile.naming.probing.is_any_of(topic);
+        let known = Known::default();
+        let needed = if is_behind {
+            let needed = self.look_up_names(topic, events, &known);
+            self.take_back_names();
+            needed
+        } else {
+            self.publish_known((ticket, topic), events, &known, out)
+        };
+        if needed.is_empty() && !is_behind {
+            return;
+        }
+        if let Some(refusal) = self.volatile.naming.probing.refusal(events.len()) {
+            return self.refuse_publish(ticket, count, refusal, out);
+        }
+        self.wait_for_names((ticket, topic), What::Publish(events.to_vec()), &needed, out);
+    }
+
+    /// Decides on events, unless some have to be looked for in runs first: at these places.
+    fn publish_known(
+        &mut self,
+        (ticket, topic): (Ticket, TopicId),
+        events: &[u8],
+        known: &Known,
+        out: &mut Effects,
+    ) -> Vec<(NameHash, NamePlace)> {
+        let needed = self.look_up_names(topic, events, known);
+        if needed.is_empty() {
+            self.publish_looked_up(ticket, topic, events, out);
+        } else {
+            self.take_back_names();
+        }
+        needed
+    }
+
+    /// Decides on events whose names were looked up.
+    fn publish_looked_up(&mut self, ticket: Ticket, topic: TopicId, events: &[u8], out: &mut Effects) {
         let now = self.volatile.now.wall;
         let mut items = std::mem::take(&mut self.volatile.naming.items);
-        self.look_up_names(topic, events, &mut items);
         let fresh = || items.iter().filter(|item| item.first.is_none());
         let offer = Offer {
             count: fresh().count() as u32,
@@ -153,7 +213,6 @@ impl Shard {
         hash: NameHash,
         out: &mut Effects,
     ) {
-        let now = self.volatile.now.wall;
         let window_ms = self.durable.dedup_window_ms(topic);
         if window_ms == 0 {
             let (code, message) = match self.durable.registry.topic(topic) {
@@ -168,23 +227,54 @@ impl Shard {
             };
             return out.refuse(ticket, code, 0, message);
         }
+        let is_behind = self.volatile.naming.probing.is_any_of(topic);
+        let needed = if is_behind {
+            Vec::new()
+        } else {
+            self.cancel_known((ticket, topic), hash, &Known::default(), out)
+        };
+        if needed.is_empty() && !is_behind {
+            return;
+        }
+        if let Some(refusal) = self.volatile.naming.probing.refusal(0) {
+            return out.reply(ticket, ReplyBody::Refused(refusal));
+        }
+        self.wait_for_names((ticket, topic), What::Cancel(hash), &needed, out);
+    }
+
+    /// Cancels the event of a name, unless it has to be looked for in runs first: at this place.
+    fn cancel_known(
+        &mut self,
+        (ticket, topic): (Ticket, TopicId),
+        hash: NameHash,
+        known: &Known,
+        out: &mut Effects,
+    ) -> Vec<(NameHash, NamePlace)> {
+        let (now, window_ms) = (self.volatile.now.wall, self.durable.dedup_window_ms(topic));
         let naming = &mut self.volatile.naming;
         if naming.in_flight.get(&hash).is_some_and(|name| name.covers(now, window_ms)) {
             // Decided once it is pending.
             if naming.waiting.len() >= WAITING_COUNT_MAX {
                 let message = "too many cancellations wait for what was just published: try again";
-                return out.refuse(ticket, ErrorCode::ResourceExhausted, WAITING_RETRY_AFTER_MS, message);
+                out.refuse(ticket, ErrorCode::ResourceExhausted, WAITING_RETRY_AFTER_MS, message);
+            } else {
+                naming.waiting.push((ticket, topic, hash));
             }
-            return naming.waiting.push((ticket, topic, hash));
+            return Vec::new();
         }
-        match self.durable.names.find(topic, hash, now, window_ms) {
-            None => out.reply(ticket, ReplyBody::Cancelled(CancelVerdict::NotFound)),
-            Some(&Name { sequence, schedule_time, .. }) => {
-                let shard = self.config.shard;
-                let event = EventId { shard, sequence, schedule_time_ms: schedule_time.0 };
-                self.change(LookUp { ticket, event, aim: Aim::Cancel }, out);
-            }
+        let held = self.durable.names.find(topic, hash, now, window_ms);
+        let read = || known.found.get(&hash).filter(|name| name.covers(now, window_ms));
+        if let Some(&Name { sequence, schedule_time, .. }) = held.or_else(read) {
+            let shard = self.config.shard;
+            let event = EventId { shard, sequence, schedule_time_ms: schedule_time.0 };
+            self.change(LookUp { ticket, event, aim: Aim::Cancel }, out);
+            return Vec::new();
         }
+        let place = self.name_place_after(topic, hash, known.through);
+        if place.is_none() {
+            out.reply(ticket, ReplyBody::Cancelled(CancelVerdict::NotFound));
+        }
+        place.map(|place| (hash, place)).into_iter().collect()
     }
 
     /// Cancellations that waited for events to be applied are decided now.
@@ -197,28 +287,44 @@ impl Shard {
         }
     }
 
-    /// Finds each event's first, and enters those that have none as in flight, as if all were taken.
-    fn look_up_names(&mut self, topic: TopicId, events: &[u8], items: &mut Vec<Item>) {
+    /// Finds each event's first, and enters those that have none as in flight, as if all were taken. Answers where in
+    /// runs some of these may be.
+    fn look_up_names(&mut self, topic: TopicId, events: &[u8], known: &Known) -> Vec<(NameHash, NamePlace)> {
+        let mut needed = Vec::new();
         let now = self.volatile.now.wall;
-        let Some(held) = self.durable.registry.topic(topic) else { return };
+        let Some(held) = self.durable.registry.topic(topic) else { return needed };
         let (window_ms, default_source) = (held.settings.dedup_window_ms, &held.settings.default_source);
-        let in_flight = &mut self.volatile.naming.in_flight;
+        let names = &self.durable.names;
+        let Naming { in_flight, items, .. } = &mut self.volatile.naming;
+        items.clear();
         let mut sequence = Sequence(self.volatile.next_sequence);
         let mut rest = events;
         while let Some(view) = EventView::trusted(rest) {
             let source = if view.source().is_empty() { default_source.as_bytes() } else { view.source() };
             let hash = NameHash::of(topic, view.ordering_key(), source, view.id());
-            let known = in_flight.get(&hash).filter(|name| name.covers(now, window_ms));
-            let known = known.or_else(|| self.durable.names.find(topic, hash, now, window_ms));
+            let read = || known.found.get(&hash).filter(|name| name.covers(now, window_ms));
+            let first = in_flight.get(&hash).filter(|name| name.covers(now, window_ms));
+            let first = first.or_else(|| names.find(topic, hash, now, window_ms)).or_else(read).copied();
             let size_bytes = padded_len(view.as_bytes().len());
-            let first = known.copied();
             if first.is_none() {
+                let within = |accepted: WallMs| now < accepted.plus_ms(window_ms);
+                let place = names.runs.place_after((topic, hash), known.through, within);
+                needed.extend(place.map(|place| (hash, place)));
                 let schedule_time = schedule_time(&rest[..size_bytes], now);
                 in_flight.insert(hash, Name { hash, sequence, schedule_time, accepted: now });
                 sequence.0 += 1;
             }
             items.push(Item { hash, size_bytes, first });
             rest = &rest[size_bytes..];
+        }
+        needed
+    }
+
+    /// What was looked up is not published now.
+    fn take_back_names(&mut self) {
+        let Naming { in_flight, items, .. } = &mut self.volatile.naming;
+        for item in items.drain(..).filter(|item| item.first.is_none()) {
+            in_flight.remove(&item.hash);
         }
     }
 
@@ -252,7 +358,8 @@ impl Shard {
         };
         let names = &self.durable.names;
         let coming = self.volatile.naming.in_flight.len() + count as usize;
-        let memory_bytes = names.memory_bytes() + coming * NAME_MEMORY_SIZE_BYTES;
+        let flush = self.volatile.naming.flush.as_ref().map_or(0, Flush::memory_bytes);
+        let memory_bytes = names.memory_bytes() + flush + coming * NAME_MEMORY_SIZE_BYTES;
         if memory_bytes > self.config.memory_bytes_max / MEMORY_SHARE {
             return refusal(
                 "the names that dedup windows cover fill their quarter of the memory: publish again later, raise \
@@ -272,10 +379,11 @@ impl Shard {
     /// Says which names have passed out of their windows, now and then.
     pub(super) fn forget_names(&mut self, out: &mut Effects) {
         let now = self.volatile.now;
-        if self.durable.names.count() == 0 || now.mono < self.volatile.naming.forget_at {
+        if now.mono < self.volatile.naming.forget_at {
             return;
         }
         self.volatile.naming.forget_at = now.mono.plus_ms(FORGET_EVERY_MS);
+        self.end_names_runs(out);
         for topic in self.durable.names.topics() {
             let window_ms = self.durable.dedup_window_ms(topic);
             let Some(before) = self.durable.names.passed(topic, now.wall, window_ms) else { continue };

@@ -95,7 +95,7 @@ impl Shard {
             return self.refuse_publish(ticket, count, refusal, out);
         };
         if topic_held.settings.dedup_window_ms > 0 {
-            return self.publish_named(ticket, topic, events, out);
+            return self.publish_named((ticket, topic), count, events, out);
         }
         let most = self.event_size_bytes_max(0);
         let offer = Offer {

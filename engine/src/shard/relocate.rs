@@ -38,6 +38,7 @@ impl Shard {
             // After the registry: the mark's application says that both are done.
             out.log().mark(Sequence(self.volatile.next_sequence));
         }
+        self.restate_names_runs(upto, out);
         if self.durable.runs.oldest_block().is_some_and(|block| block <= upto) {
             // What closes one is on its way already.
             let is_old = |run: &Run| {

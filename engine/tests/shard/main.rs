@@ -8,6 +8,7 @@ mod lane;
 mod listing;
 mod misfire;
 mod names;
+mod names_runs;
 mod reading;
 mod refusals;
 mod replay;

@@ -101,6 +101,7 @@ pub(crate) fn config(shard_count: u16) -> ShardConfig {
         block_size_bytes_max: 8 * 1024,
         horizon_ms: 15 * 60 * 1_000,
         run_size_bytes: 64 * 1024,
+        names_run_size_bytes: 1 << 20,
         batch_count_max: 1_000,
         seed: 7,
     }
@@ -291,6 +292,16 @@ impl Rig {
         self.slots[usize::from(shard)].run_ops.front().map(|(_, op)| op)
     }
 
+    /// Takes the oldest operation from the queue of the disk.
+    pub(crate) fn hold_run_op(&mut self, shard: u16) -> (RunTicket, RunOp) {
+        self.slots[usize::from(shard)].run_ops.pop_front().expect("an operation")
+    }
+
+    /// Puts an operation back to the queue's end.
+    pub(crate) fn release_run_op(&mut self, shard: u16, held: (RunTicket, RunOp)) {
+        self.slots[usize::from(shard)].run_ops.push_back(held);
+    }
+
     pub(crate) fn files(&mut self, shard: u16) -> &mut Files {
         &mut self.slots[usize::from(shard)].files
     }
@@ -345,13 +356,19 @@ impl Rig {
 
     /// What recovery would make of a shard's durable blocks now.
     pub(crate) fn replayed(&self, shard: u16) -> Shard {
+        let mut replay = self.try_replay(shard);
+        replay.replayed().expect("every run that is needed is there");
+        replay
+    }
+
+    /// As [`Rig::replayed`], before it is known whether every run that is needed is there.
+    pub(crate) fn try_replay(&self, shard: u16) -> Shard {
         let mut replay = Shard::new(ShardConfig { shard: ShardId(shard), ..self.config.clone() });
         let slot = &self.slots[usize::from(shard)];
         let mut files = slot.files.clone();
         for (number, records) in &slot.log {
             replay.replay_block(*number, records, &mut files).expect("a shard reads itself");
         }
-        replay.replayed().expect("every run that is needed is there");
         replay
     }
 

@@ -392,6 +392,8 @@ impl Counts {
             | Record::Loaded { .. }
             | Record::Names { .. }
             | Record::NamesForgotten { .. }
+            | Record::NamesRun { .. }
+            | Record::NamesRunEnded { .. }
             | Record::CancelledInRun { .. }
             | Record::Rescheduled { .. }
             | Record::RescheduledInRun { .. } => {}

@@ -4,6 +4,7 @@
 //! the report, and only then opens the log with that loss accepted, as a start with the setting of that name does.
 
 mod loss;
+mod names;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,7 +12,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use escapement_protocol::ShardId;
-use escapement_wal::inspect::inspect;
+use escapement_wal::inspect::{InspectedSegment, inspect};
 use escapement_wal::{FileId, FsDirectory, LogIdentity, WalConfig, open};
 
 use super::failure::{Exit, Failure};
@@ -19,6 +20,7 @@ use super::output::{Output, notice};
 use crate::config::settings::token;
 use crate::data_dir::{lock_for_repair, read_identity, shard_name};
 use loss::{Assessed, LostBlocks, assess};
+use names::LostNames;
 
 const QUARANTINE: &str = "quarantine";
 const REPORT: &str = "report";
@@ -26,12 +28,14 @@ const REPORT: &str = "report";
 const AFTER_HELP: &str = "\
 Without --accept-loss it changes nothing: it lists each shard that would not serve, and for damaged blocks of a log what giving \
 them up costs, as far as it can still be read: events that are lost, and events that come again because the record of their \
-end is lost. The token in that list names exactly this loss.
+end is lost; for a damaged run of names, which events could be accepted a second time. The token in that list names exactly \
+this loss.
 
-With the token, the segment files that hold what is given up are copied to quarantine/TOKEN in the shard's directory, the report \
-is written there and to --report, and the log ends before the damage from then on. No node may serve the directory meanwhile.
+With the token, the files that hold what is given up are copied to quarantine/TOKEN in the shard's directory, the report \
+is written there and to --report, and the log ends before the damage from then on, or the run has no names any more. No node \
+may serve the directory meanwhile.
 
-A run file that is missing or damaged cannot be given up: the log still speaks of its events. Restore it from a snapshot.
+A run file of events that is missing or damaged cannot be given up: the log still speaks of its events. Restore it from a snapshot.
 
 Examples:
   escapement repair /var/lib/escapement
@@ -56,7 +60,7 @@ pub(super) fn run(args: &RepairArgs, out: &Output) -> Result<(), Failure> {
     let identity = read_identity(&args.dir)?;
     let _lock = lock_for_repair(&args.dir)?;
     let mut lines = Vec::new();
-    let mut chosen = None;
+    let mut chosen: Option<Chosen> = None;
     let mut refused_count = 0;
     for shard in (0..identity.shard_count).map(ShardId) {
         let dir = args.dir.join(shard_name(shard.0));
@@ -73,13 +77,23 @@ pub(super) fn run(args: &RepairArgs, out: &Output) -> Result<(), Failure> {
                     lines.extend(lost.lines(is_chosen, out.is_json()));
                 }
                 if is_chosen {
-                    chosen = Some((shard, dir, lost));
+                    chosen = Some(Chosen { shard, dir, loss: Loss::Blocks(lost) });
+                }
+            }
+            Assessed::LostNames(lost) => {
+                refused_count += 1;
+                let is_chosen = args.accept_loss == Some(lost.token);
+                if args.accept_loss.is_none() || is_chosen {
+                    lines.extend(lost.lines(is_chosen, out.is_json()));
+                }
+                if is_chosen {
+                    chosen = Some(Chosen { shard, dir, loss: Loss::Names(lost) });
                 }
             }
         }
     }
     if let Some(token) = args.accept_loss {
-        let Some((shard, dir, lost)) = chosen else {
+        let Some(Chosen { shard, dir, loss }) = chosen else {
             let text = format!(
                 "--accept-loss {token:016x} fits no damage, and nothing was given up: run repair without it for the list"
             );
@@ -89,8 +103,11 @@ pub(super) fn run(args: &RepairArgs, out: &Output) -> Result<(), Failure> {
         if let Some(path) = &args.report {
             write_durably(path, &report).map_err(failed("write", path))?;
         }
-        let kept = quarantine(&dir, &lost, &report).map_err(failed("copy the damaged files to", &dir))?;
-        give_up(&dir, identity.log(shard), &lost)?;
+        let kept = quarantine(&dir, &loss, &report).map_err(failed("copy the damaged files to", &dir))?;
+        match &loss {
+            Loss::Blocks(lost) => give_up(&dir, identity.log(shard), lost)?,
+            Loss::Names(lost) => lost.give_up(&dir).map_err(failed("give up runs in", &dir))?,
+        }
         notice(&format!("what was given up is kept in {}", kept.display()));
     } else if let Some(path) = &args.report {
         let report: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -105,36 +122,71 @@ pub(super) fn run(args: &RepairArgs, out: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The finding that is to be given up.
+struct Chosen {
+    shard: ShardId,
+    dir: PathBuf,
+    loss: Loss,
+}
+
+enum Loss {
+    Blocks(Box<LostBlocks>),
+    Names(LostNames),
+}
+
+impl Loss {
+    fn token(&self) -> u64 {
+        match self {
+            Loss::Blocks(lost) => lost.token,
+            Loss::Names(lost) => lost.token,
+        }
+    }
+
+    /// The files of which something is erased.
+    fn files(&self, dir: &Path) -> io::Result<Vec<FileId>> {
+        match self {
+            Loss::Blocks(lost) => {
+                let is_behind = |segment: &InspectedSegment| {
+                    segment.header.map_or(true, |header| header.segment_id >= lost.segment_id)
+                };
+                let segments = inspect(dir)?.segments;
+                let files = segments.iter().filter(|segment| is_behind(segment)).map(|segment| segment.file);
+                Ok(files.chain([FileId::Super]).collect())
+            }
+            Loss::Names(lost) => {
+                let there = lost.runs.iter().map(|lost| lost.file());
+                Ok(there.filter(|file| dir.join(file.path()).exists()).collect())
+            }
+        }
+    }
+}
+
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
     let path = path.display().to_string();
     move |error| Failure::new(Exit::Data, format!("cannot {action} {path}: {error}; nothing was given up"))
 }
 
-/// Copies `SUPER` and the segment files that hold what is given up. A copy that is there is of the same loss, and may hold
-/// what a repair that was cut short has erased since.
-fn quarantine(dir: &Path, lost: &LostBlocks, report: &str) -> io::Result<PathBuf> {
+/// Copies the files of which something is given up. A copy that is there is of the same loss, and may hold what a repair
+/// that was cut short has erased since.
+fn quarantine(dir: &Path, loss: &Loss, report: &str) -> io::Result<PathBuf> {
     let all = dir.join(QUARANTINE);
-    let (kept, partial) =
-        (all.join(format!("{:016x}", lost.token)), all.join(format!("{:016x}.partial", lost.token)));
+    let token = loss.token();
+    let (kept, partial) = (all.join(format!("{token:016x}")), all.join(format!("{token:016x}.partial")));
     if kept.exists() {
         return Ok(kept);
     }
     if partial.exists() {
         fs::remove_dir_all(&partial)?;
     }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(partial.join("wal"))?;
-    let is_behind = |segment: &escapement_wal::inspect::InspectedSegment| {
-        segment.header.map_or(true, |header| header.segment_id >= lost.segment_id)
-    };
-    let segments = inspect(dir)?.segments;
-    let files = segments.iter().filter(|segment| is_behind(segment)).map(|segment| segment.file);
-    for file in files.chain([FileId::Super]) {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&partial)?;
+    for file in loss.files(dir)? {
         let copy = partial.join(file.path());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(partial.join(file.dir()))?;
         fs::copy(dir.join(file.path()), &copy)?;
         File::open(&copy)?.sync_all()?;
+        sync_dir(&partial.join(file.dir()))?;
     }
     write_durably(&partial.join(REPORT), report)?;
-    sync_dir(&partial.join("wal"))?;
     sync_dir(&partial)?;
     fs::rename(&partial, &kept)?;
     sync_dir(&all)?;

@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use escapement_engine::far::format::{RunBlock, RunFooter};
 use escapement_engine::far::{RunDamage, RunFiles, RunId};
+use escapement_engine::names::Name;
+use escapement_engine::names::format::{BLOCK_SIZE_BYTES as NAMES_BLOCK_SIZE_BYTES, NamesBlock, NamesFooter};
 use escapement_engine::record::Record;
 use escapement_protocol::{Sequence, ShardId, WallMs};
 
@@ -69,16 +71,30 @@ impl LoggedRun {
     }
 }
 
+/// What the log says of one run of names.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LoggedNames {
+    /// Of its footer.
+    pub(super) footer_id: u64,
+    /// Whether all windows have passed, so that its file may have gone.
+    pub(super) is_ended: bool,
+}
+
 /// What the log says of a shard's runs.
 #[derive(Debug, Default)]
-pub(super) struct LoggedRuns(pub(super) BTreeMap<RunId, LoggedRun>);
+pub(super) struct LoggedRuns {
+    /// Those of far-future events.
+    pub(super) events: BTreeMap<RunId, LoggedRun>,
+    /// Those of names.
+    pub(super) names: BTreeMap<RunId, LoggedNames>,
+}
 
 impl LoggedRuns {
     /// Takes in the next record of the log.
     pub(super) fn take(&mut self, record: &Record<'_>) {
         match record {
             Record::Run(statement) => {
-                let held = self.0.entry(statement.run).or_default();
+                let held = self.events.entry(statement.run).or_default();
                 held.moved = held.moved.max(statement.moved);
                 held.loaded = held.loaded.max(statement.loaded);
                 held.closed |= statement.closed;
@@ -86,21 +102,29 @@ impl LoggedRuns {
             }
             Record::Moved { run, first_block, block_count, sequences } => {
                 let blocks = *first_block..first_block.saturating_add(*block_count);
-                let held = self.0.entry(*run).or_default();
+                let held = self.events.entry(*run).or_default();
                 held.moved = held.moved.max(blocks.end);
                 held.moves.push(Move { blocks, count: sequences.count() as u64 });
             }
             Record::Loaded { run, first_block, block_count } => {
                 let blocks = *first_block..first_block.saturating_add(*block_count);
-                let held = self.0.entry(*run).or_default();
+                let held = self.events.entry(*run).or_default();
                 held.loaded = held.loaded.max(blocks.end);
                 held.replayed.push(blocks);
             }
             Record::CancelledInRun { run, events } => {
-                self.0.entry(*run).or_default().cancelled.extend(events.iter());
+                self.events.entry(*run).or_default().cancelled.extend(events.iter());
             }
             Record::RescheduledInRun { run, was_due, sequence, .. } => {
-                self.0.entry(*run).or_default().cancelled.insert((*was_due, *sequence));
+                self.events.entry(*run).or_default().cancelled.insert((*was_due, *sequence));
+            }
+            Record::NamesRun { run, footer_id } => {
+                self.names.insert(*run, LoggedNames { footer_id: *footer_id, is_ended: false });
+            }
+            Record::NamesRunEnded { run } => {
+                if let Some(held) = self.names.get_mut(run) {
+                    held.is_ended = true;
+                }
             }
             Record::Published { .. }
             | Record::Relocated { .. }
@@ -114,6 +138,57 @@ impl LoggedRuns {
             | Record::Mark { .. } => {}
         }
     }
+}
+
+/// What is wrong with the file of a run of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NamesFault {
+    /// Number and offset of the block, where it is one.
+    pub(super) block: Option<(u32, u64)>,
+    pub(super) what: String,
+}
+
+/// Reads the file of a run of names whole: its footer, and every fault.
+///
+/// # Errors
+/// Of the operating system.
+pub(super) fn check_names(
+    files: &mut dyn RunFiles,
+    shard: ShardId,
+    run: RunId,
+    logged: LoggedNames,
+) -> io::Result<(Option<NamesFooter>, Vec<NamesFault>)> {
+    let whole = |what: &str| vec![NamesFault { block: None, what: what.to_owned() }];
+    let Some(size_bytes) = files.size(run)? else { return Ok((None, whole("it is missing"))) };
+    let footer = NamesFooter::read(size_bytes, shard, run, |offset, len| files.read(run, offset, len))?;
+    let Ok(footer) = footer else {
+        return Ok((None, whole("its footer is damaged, which says where its names are")));
+    };
+    if footer.id != logged.footer_id {
+        return Ok((None, whole("it is another run's file than the one that the log speaks of")));
+    }
+    let mut faults = Vec::new();
+    let mut last = None;
+    for number in 0..footer.block_count() {
+        let offset = u64::from(number) * NAMES_BLOCK_SIZE_BYTES as u64;
+        let mut tell =
+            |what: &str| faults.push(NamesFault { block: Some((number, offset)), what: what.to_owned() });
+        let bytes = files.read(run, offset, NAMES_BLOCK_SIZE_BYTES)?;
+        let Ok(block) = NamesBlock::parse(&bytes, (shard, run), number, &footer.index) else {
+            tell("it is not what was written there");
+            continue;
+        };
+        let is_sorted = block.names().all(|name| last.replace(name.hash) <= Some(name.hash));
+        let is_of =
+            |name: &Name| footer.topics.iter().any(|held| (held.first..=held.last).contains(&name.sequence));
+        if !is_sorted {
+            tell("its names do not come in order");
+        }
+        if !block.names().all(|name| is_of(&name)) {
+            tell("it holds sequences that the footer says are not here");
+        }
+    }
+    Ok((Some(footer), faults))
 }
 
 /// Events of these blocks, by the index.

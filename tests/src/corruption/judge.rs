@@ -43,6 +43,9 @@ pub(super) struct Played {
     stopped: Option<String>,
 }
 
+/// Events that are published again at once.
+const AGAIN_COUNT: usize = 8;
+
 /// More moments than a life has.
 const MOMENTS_MAX: usize = 10_000;
 
@@ -57,7 +60,7 @@ pub(super) fn undamaged(scene: &Scene) -> Result<Played, String> {
     if recovered.shard.state_hash() != scene.last_state() {
         return Err("undamaged: recovery gives another state".into());
     }
-    let played = play(scene, disk, recovered)?;
+    let played = play(scene, disk, recovered, scene.is_named)?;
     let delivered: BTreeSet<u64> = played.delivered.iter().copied().collect();
     let missing: Vec<&u64> = scene.promises.open.difference(&delivered).collect();
     if !missing.is_empty() || played.stopped.is_some() {
@@ -94,7 +97,7 @@ pub(super) fn judge(
     let last = recovered.report.last.0;
     let hash = recovered.shard.state_hash();
     if hash == scene.last_state() {
-        let played = play(scene, disk, recovered)?;
+        let played = play(scene, disk, recovered, scene.is_named)?;
         return match &played.stopped {
             Some(_) if played.delivered.iter().all(|sequence| expected.delivered.contains(sequence)) => {
                 Ok(Verdict::Stopped)
@@ -109,7 +112,7 @@ pub(super) fn judge(
     if scene.state_at(last) != Some(hash) {
         return Err(format!("the state after block {last} is none that the shard was ever in"));
     }
-    play(scene, disk, recovered)?;
+    play(scene, disk, recovered, false)?;
     Ok(Verdict::InDoubt)
 }
 
@@ -149,12 +152,14 @@ fn proof_left(scene: &Scene, damaged: &Files, last: u64) -> Option<String> {
     None
 }
 
-/// Lets a recovered shard go on, with some more events and two restarts, until everything has come.
-fn play(scene: &Scene, disk: MemDisk, recovered: Recovered) -> Result<Played, String> {
+/// Lets a recovered shard go on, with some more events and two restarts, until everything has come. With `knows_names`
+/// it has to know every event again that was acknowledged.
+fn play(scene: &Scene, disk: MemDisk, recovered: Recovered, knows_names: bool) -> Result<Played, String> {
     let mut player = Player {
         scene,
         now: later(scene.now, 1),
         events: scene.promises.events.clone(),
+        knows_names,
         delivered: Vec::new(),
     };
     let ran = player.run(disk, recovered);
@@ -166,6 +171,8 @@ struct Player<'a> {
     now: Now,
     /// Those acknowledged now in place of lost ones of the same sequence.
     events: BTreeMap<u64, Vec<u8>>,
+    /// Whether what the scene acknowledged is known by its names.
+    knows_names: bool,
     delivered: Vec<u64>,
 }
 
@@ -176,6 +183,7 @@ impl Player<'_> {
         let knows_all = running.shard.registry().subscription(self.scene.subscription).is_some();
         running.attach(self.scene.subscription);
         if knows_all {
+            self.publish_again(&mut running)?;
             self.publish_more(&mut running)?;
         }
         if let Some(why) = self.take(&mut running)? {
@@ -195,6 +203,10 @@ impl Player<'_> {
             running.advance_ms(due.0.saturating_sub(running.now.wall.0).max(1_000));
             self.now = running.now;
         }
+        self.publish_again(&mut running)?;
+        if let Some(why) = self.take(&mut running)? {
+            return Ok(Some(why));
+        }
         let pending = running.shard.stats().pending;
         if pending > 0 && knows_all {
             return Err(format!("{pending} events are never delivered"));
@@ -211,13 +223,28 @@ impl Player<'_> {
     fn publish_more(&mut self, running: &mut Running) -> Result<(), String> {
         let events: Vec<Vec<u8>> = [0, 5_000, 40_000, 600_000, 7_200_000]
             .into_iter()
-            .map(|after_ms| event(self.now.wall.plus_ms(after_ms), "new", &[9; 700]))
+            .map(|after_ms| event(self.now.wall.plus_ms(after_ms), &format!("new-{after_ms}"), &[9; 700]))
             .collect();
         let (first, accepted) = running.publish(self.scene.topic, &events);
         if accepted as usize != events.len() && running.shard.run_damage().is_none() {
             return Err("a publish was refused".into());
         }
         self.events.extend((first.0..).zip(events).take(accepted as usize));
+        Ok(())
+    }
+
+    /// Publishes once more what was acknowledged: it is known, or the shard stops.
+    fn publish_again(&mut self, running: &mut Running) -> Result<(), String> {
+        let known: Vec<(&u64, &Vec<u8>)> = self.scene.promises.events.iter().collect();
+        for part in known.chunks(AGAIN_COUNT).filter(|_| self.knows_names) {
+            let events: Vec<Vec<u8>> = part.iter().map(|(_, event)| (*event).clone()).collect();
+            let Some(duplicates) = running.publish_again(self.scene.topic, &events) else { break };
+            let found = duplicates.iter().map(|duplicate| duplicate.sequence.0);
+            if !found.clone().eq(part.iter().map(|(sequence, _)| **sequence)) {
+                let found: Vec<u64> = found.collect();
+                return Err(format!("{part:?} were published again, and known are {found:?}"));
+            }
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use escapement_engine::far::RunOp;
 use escapement_engine::record::HEADER_SIZE_BYTES;
 use escapement_engine::{
-    AdminRequest, Effects, Input, Message, Push, Reply, ReplyBody, Shard, ShardConfig, Ticket,
+    AdminRequest, Duplicate, Effects, Input, Message, Push, Reply, ReplyBody, Shard, ShardConfig, Ticket,
 };
 use escapement_node::runs::RunDirectory;
 use escapement_protocol::frame::{CancelVerdict, Items, ResultItem};
@@ -244,6 +244,18 @@ impl Running {
             }
             // The shard has stopped, or has no room.
             None | Some(ReplyBody::Refused(_)) => (Sequence(0), 0),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Publishes events that were accepted before; answers which of them are known, and nothing where the shard has
+    /// stopped.
+    pub(super) fn publish_again(&mut self, topic: TopicId, events: &[Vec<u8>]) -> Option<Vec<Duplicate>> {
+        let ticket = self.ticket();
+        let count = events.len() as u32;
+        self.step(Input::Publish { ticket, topic, count, events: &events.concat() });
+        match self.answer_to(ticket)? {
+            ReplyBody::Published { duplicates, .. } => Some(duplicates),
             other => panic!("{other:?}"),
         }
     }

@@ -22,6 +22,10 @@ pub(super) type Files = BTreeMap<String, Vec<u8>>;
 const START: WallMs = WallMs(1_800_000_000_000);
 const HORIZON_MS: u64 = 60_000;
 const HOUR_MS: u64 = 3_600_000;
+/// Longer than any life.
+const DEDUP_WINDOW_MS: u64 = 30 * 24 * HOUR_MS;
+/// About 80 names.
+const NAMES_RUN_SIZE_BYTES: usize = 6_000;
 /// Data of one event at most: a batch of them fits a block.
 const DATA_SIZE_BYTES_MAX: u64 = 1_500;
 const BATCH_COUNT_MAX: u64 = 8;
@@ -73,6 +77,8 @@ pub(super) struct Scene {
     pub(super) states: BTreeMap<u64, u64>,
     pub(super) now: Now,
     pub(super) topic: TopicId,
+    /// Whether each event is published under a name of its own, which the topic knows again.
+    pub(super) is_named: bool,
     pub(super) subscription: SubscriptionId,
 }
 
@@ -89,7 +95,10 @@ impl Scene {
         let recovered = recover(&mut disk, &settings).expect("a new log opens");
         let now = Now { mono: MonoNs(5_000_000_000), wall: START };
         let mut running = Running::start(disk, recovered, now);
-        let topic = TopicSettings { name: "t".into(), ..TopicSettings::default() };
+        // Without a number of those that the rest is drawn from.
+        let is_named = seed % 3 == 1;
+        let dedup_window_ms = if is_named { DEDUP_WINDOW_MS } else { 0 };
+        let topic = TopicSettings { name: "t".into(), dedup_window_ms, ..TopicSettings::default() };
         let ReplyBody::Topic { id: topic, .. } = running.admin(AdminRequest::CreateTopic(topic)) else {
             panic!("a topic is made");
         };
@@ -107,6 +116,7 @@ impl Scene {
             settings,
             running,
             topic,
+            is_named,
             subscription,
             promises: Promises::default(),
             held: Vec::new(),
@@ -144,6 +154,7 @@ fn settings(rng: &mut Rng) -> Settings {
         block_size_bytes_max: wal.records_size_bytes_max(),
         horizon_ms: HORIZON_MS,
         run_size_bytes: [4, 16, 200][rng.below(3) as usize] * 1024,
+        names_run_size_bytes: NAMES_RUN_SIZE_BYTES,
         batch_count_max: 100,
         seed: rng.next_u64(),
     };
@@ -155,6 +166,7 @@ struct Life {
     settings: Settings,
     running: Running,
     topic: TopicId,
+    is_named: bool,
     subscription: SubscriptionId,
     promises: Promises,
     held: Vec<Arrival>,
@@ -186,8 +198,9 @@ impl Life {
     fn publish(&mut self) {
         let now = self.running.now.wall;
         let count = 1 + self.rng.below(BATCH_COUNT_MAX);
-        let events: Vec<Vec<u8>> = (0..count)
-            .map(|_| {
+        let known = self.promises.events.len() as u64;
+        let events: Vec<Vec<u8>> = (known..known + count)
+            .map(|number| {
                 let after_ms = match self.rng.below(8) {
                     0 => 0,
                     1..=3 => self.rng.below(HORIZON_MS),
@@ -195,7 +208,8 @@ impl Life {
                 };
                 let size = self.rng.below(DATA_SIZE_BYTES_MAX);
                 let data: Vec<u8> = (0..size).map(|_| self.rng.next_u64() as u8).collect();
-                event(now.plus_ms(after_ms), "e", &data)
+                let id = if self.is_named { number.to_string() } else { "e".into() };
+                event(now.plus_ms(after_ms), &id, &data)
             })
             .collect();
         let (first, accepted) = self.running.publish(self.topic, &events);
@@ -301,6 +315,7 @@ impl Life {
             states: self.states,
             now: self.running.now,
             topic: self.topic,
+            is_named: self.is_named,
             subscription: self.subscription,
         }
     }

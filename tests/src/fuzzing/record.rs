@@ -70,6 +70,8 @@ fn written(record: &Record<'_>) -> Vec<u8> {
             writer.names(topic, of_block, first, names.iter());
         }
         Record::NamesForgotten { topic, before } => writer.names_forgotten(topic, before),
+        Record::NamesRun { run, footer_id } => writer.names_run(run, footer_id),
+        Record::NamesRunEnded { run } => writer.names_run_ended(run),
         Record::Relocated { topic, sequence, due, forward, ref progress, event } => {
             writer.relocated(topic, sequence, due, forward, progress, event);
         }
@@ -184,6 +186,8 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("published-named", published_named),
         ("names", names),
         ("names-forgotten", written(&Record::NamesForgotten { topic: TopicId(3), before: Sequence(42) })),
+        ("names-run", written(&Record::NamesRun { run, footer_id: 9 })),
+        ("names-run-ended", written(&Record::NamesRunEnded { run })),
         ("relocated", written(&relocated)),
         ("completed", completed),
         ("attempt-failed", written(&failed)),

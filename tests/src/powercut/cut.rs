@@ -177,6 +177,7 @@ fn examine_shard(dir: &DataDir, shard: ShardId, last: u64) -> Result<Found, Stri
         block_size_bytes_max: wal.records_size_bytes_max(),
         horizon_ms: 1_000,
         run_size_bytes: 1024 * 1024,
+        names_run_size_bytes: 1 << 20,
         batch_count_max: 1_000,
         seed: 1,
     };

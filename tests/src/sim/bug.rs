@@ -72,6 +72,10 @@ pub enum Bug {
     NamesForgotten,
     /// Recovery takes events in without the names that they were published under.
     NamesNotRead,
+    /// Recovery does not read that names are in a run.
+    NamesRunsForgotten,
+    /// Recovery takes the windows of all names in runs for passed.
+    NamesRunsEndedEarly,
     /// Recovery does not read that an event in the log was rescheduled.
     RescheduleForgotten,
     /// The copy of a rescheduled event, once the block that says so is trimmed, does not say so.
@@ -145,6 +149,8 @@ impl Bug {
         Bug::ListingBlockSkipped,
         Bug::NamesForgotten,
         Bug::NamesNotRead,
+        Bug::NamesRunsForgotten,
+        Bug::NamesRunsEndedEarly,
         Bug::RescheduleForgotten,
         Bug::RescheduleNotCopied,
         Bug::RescheduledDueLost,
@@ -167,7 +173,14 @@ impl Bug {
             let Some((record, after)) = rest.split_at_checked(HEADER_SIZE_BYTES + body_len) else { break };
             rest = after;
             match (self, records(record).next()) {
-                (Bug::NamesForgotten, Some(Ok(Record::Names { .. }))) => {}
+                (Bug::NamesForgotten, Some(Ok(Record::Names { .. })))
+                | (Bug::NamesRunsForgotten, Some(Ok(Record::NamesRun { .. }))) => {}
+                (Bug::NamesRunsEndedEarly, Some(Ok(Record::NamesRun { run, footer_id }))) => {
+                    let mut count = 0;
+                    let mut writer = RecordWriter::new(&mut out, &mut count);
+                    writer.names_run(run, footer_id);
+                    writer.names_run_ended(run);
+                }
                 (
                     Bug::NamesNotRead,
                     Some(Ok(Record::Published { topic, first_sequence, count, accepted, events, .. })),

@@ -80,6 +80,8 @@ pub(super) struct Plan {
     pub(super) horizon_ms: u64,
     /// Bytes of far-future events that make a run.
     pub(super) run_size_bytes: usize,
+    /// Bytes of names in memory that make a run of names.
+    pub(super) names_run_size_bytes: usize,
     /// Whether snapshots are taken.
     pub(super) snapshots: bool,
     /// `dedup_window` of each topic, in ms.
@@ -207,6 +209,10 @@ impl Plan {
         // The judge takes a day for longer than a run, and a standstill can be eight.
         let long_ms = if has_standstills { 2_000 } else { DAY_MS };
         let window_ms = |_| if has_names { pick(&mut own_names, &[long_ms, long_ms, 2_000, 0]) } else { 0 };
+        // Likewise: seeds with names stay as they were, but that these go to the disk.
+        let mut own_runs = Rng::new(seed ^ 0x6e61_6d65_2072_756e);
+        let names_run_size_bytes =
+            if has_names { pick(&mut own_runs, &[1, 4_000, 6_000, 1 << 20]) } else { 1 << 20 };
         let dedup_windows_ms = (0..topics).map(window_ms).collect();
         Plan {
             shards,
@@ -241,6 +247,7 @@ impl Plan {
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
             horizon_ms,
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),
+            names_run_size_bytes,
             has_ttls: matches!(seed % 7, 2 | 5),
             has_standstills,
             snapshots: seed % SNAPSHOTS_ONE_IN == SNAPSHOTS_ONE_IN - 1,

@@ -183,6 +183,7 @@ impl World {
             block_size_bytes_max: self.plan.wal.records_size_bytes_max(),
             horizon_ms: self.plan.horizon_ms,
             run_size_bytes: self.plan.run_size_bytes,
+            names_run_size_bytes: self.plan.names_run_size_bytes,
             batch_count_max: self.plan.batch_count_max,
             seed: self.seed ^ u64::from(shard),
         }
@@ -261,7 +262,12 @@ impl World {
                         apply(seq, &records);
                     }
                 }
-                Some(bug @ (Bug::NamesForgotten | Bug::NamesNotRead)) => {
+                Some(
+                    bug @ (Bug::NamesForgotten
+                    | Bug::NamesNotRead
+                    | Bug::NamesRunsForgotten
+                    | Bug::NamesRunsEndedEarly),
+                ) => {
                     apply(block.seq.0, &bug.altered(block.records));
                 }
                 _ => apply(block.seq.0, block.records),

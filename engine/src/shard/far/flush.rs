@@ -146,8 +146,7 @@ impl Shard {
 
     fn begin_flush(&mut self, out: &mut Effects) {
         let far = &mut self.volatile.far;
-        let run = RunId(far.next_run);
-        far.next_run += 1;
+        let run = far.next_run();
         far.since = None;
         far.is_wanted = false;
         let rest = far.buffer.take_some(self.config.run_size_bytes);

@@ -21,7 +21,7 @@ const CHUNK_COUNT_MAX: usize = 8;
 
 /// What blocks of a run are read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(in crate::shard) enum Why {
     /// Their time comes near.
     Near,
     /// Most of their run has gone: what is left goes to another.

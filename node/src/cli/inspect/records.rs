@@ -67,6 +67,10 @@ pub(super) fn describe(record: &Record<'_>) -> (&'static str, Value) {
         Record::NamesForgotten { topic, before } => {
             ("names_forgotten", json!({ "topic": topic.0, "before_sequence": before.0 }))
         }
+        Record::NamesRun { run, footer_id } => {
+            ("names_run", json!({ "run": run.0, "footer_id": format!("{footer_id:016x}") }))
+        }
+        Record::NamesRunEnded { run } => ("names_run_ended", json!({ "run": run.0 })),
         Record::Mark { next_sequence } => ("mark", json!({ "next_sequence": next_sequence.0 })),
         Record::Run(RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes }) => (
             "run",

@@ -4,15 +4,16 @@ use std::io;
 use std::path::Path;
 
 use escapement_engine::far::{RunFiles, RunId};
+use escapement_engine::names::format::NamesFooter;
 use escapement_protocol::ShardId;
 use escapement_wal::{Directory, FileId, FsDirectory, RUN_DIR};
 use serde_json::{Value, json};
 
 use crate::cli::moment::rfc3339;
-use crate::cli::runs::{LoggedRun, LoggedRuns, count_in, footer_of, last_due};
+use crate::cli::runs::{LoggedNames, LoggedRun, LoggedRuns, count_in, footer_of, last_due};
 use crate::runs::RunDirectory;
 
-pub(super) const RUN_COLUMNS: [&str; 13] = [
+pub(super) const RUN_COLUMNS: [&str; 14] = [
     "shard",
     "file",
     "run",
@@ -26,6 +27,7 @@ pub(super) const RUN_COLUMNS: [&str; 13] = [
     "cancelled",
     "first_due",
     "last_due",
+    "names",
 ];
 
 /// What a run is good for.
@@ -74,12 +76,16 @@ pub(super) fn run_rows(
     let names = files.0.list(RUN_DIR)?;
     let there = names.iter().filter_map(|name| FileId::from_run_name(name));
     let there = there.filter_map(|file| if let FileId::Run(run) = file { Some(RunId(run)) } else { None });
-    let mut runs: Vec<RunId> = there.chain(logged.0.keys().copied()).collect();
+    let mut runs: Vec<RunId> =
+        there.chain(logged.events.keys().chain(logged.names.keys()).copied()).collect();
     runs.sort_unstable();
     runs.dedup();
     let (mut rows, mut damage) = (Vec::new(), Vec::new());
     for run in runs {
-        let (row, fault) = run_row(shard, run, logged.0.get(&run), &mut files)?;
+        let (row, fault) = match logged.names.get(&run) {
+            Some(names) => names_row(shard, run, *names, &mut files)?,
+            None => run_row(shard, run, logged.events.get(&run), &mut files)?,
+        };
         rows.push(row);
         damage.extend(fault.map(|fault| format!("{} {fault}", FileId::Run(run.0))));
     }
@@ -122,6 +128,43 @@ fn run_row(
         json!(of_log(|logged| logged.cancelled.len() as u64)),
         json!(first_due.map(rfc3339)),
         json!(last_due.map(rfc3339)),
+        Value::Null,
     ];
+    Ok((row, fault))
+}
+
+/// The row of a run of names, which has no events.
+fn names_row(
+    shard: u16,
+    run: RunId,
+    logged: LoggedNames,
+    files: &mut dyn RunFiles,
+) -> io::Result<(Vec<Value>, Option<&'static str>)> {
+    let size_bytes = files.size(run)?;
+    let footer = match size_bytes {
+        Some(size_bytes) => {
+            NamesFooter::read(size_bytes, ShardId(shard), run, |offset, len| files.read(run, offset, len))?
+                .ok()
+        }
+        None => None,
+    };
+    let footer = footer.filter(|footer| footer.id == logged.footer_id);
+    let (state, fault) = match (logged.is_ended, &footer, size_bytes) {
+        (true, ..) => ("ended", None),
+        (false, None, None) => ("missing", Some("is missing, and holds names that the log needs")),
+        (false, None, Some(_)) => ("names", Some("is damaged at its footer")),
+        (false, Some(footer), _) if footer.is_given_up => ("given up", None),
+        (false, Some(_), _) => ("names", None),
+    };
+    let mut row = vec![
+        json!(shard),
+        json!(FileId::Run(run.0).path()),
+        json!(run.0),
+        json!(state),
+        json!(size_bytes),
+        json!(footer.as_ref().map(NamesFooter::block_count)),
+    ];
+    row.resize(RUN_COLUMNS.len() - 1, Value::Null);
+    row.push(json!(footer.as_ref().map(|footer| footer.index.len())));
     Ok((row, fault))
 }

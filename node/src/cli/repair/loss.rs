@@ -15,6 +15,7 @@ use super::super::moment::rfc3339;
 use super::super::output::object;
 use super::super::runs::{LoggedRuns, footer_of, last_due};
 use super::super::verify::replay_config;
+use super::names::LostNames;
 use crate::open_files::explained;
 use crate::runs::RunDirectory;
 
@@ -25,6 +26,8 @@ pub(super) enum Assessed {
     Refused(String),
     /// It refuses for damaged blocks of its log, which can be given up.
     Lost(Box<LostBlocks>),
+    /// It refuses, or would stop, for damaged runs of names, which can be given up.
+    LostNames(LostNames),
 }
 
 /// An event that the damage concerns.
@@ -75,12 +78,23 @@ pub(super) fn assess(dir: &Path, identity: LogIdentity) -> Assessed {
     };
     let found = check(&mut FsDirectory::read_only(dir), identity, &WalConfig::default(), &mut visit);
     match found {
-        Ok(_) => match fault.or_else(|| shard.replayed().err().map(|error| error.to_string())) {
-            None => Assessed::Whole,
-            Some(why) => {
-                Assessed::Refused(format!("{why}; {}", cost_of_runs(identity.shard, &mut files, &runs)))
+        Ok(_) => {
+            let lost = match LostNames::look(identity.shard, &mut files, &runs) {
+                Ok(lost) => lost,
+                Err(error) => return Assessed::Refused(format!("a run of names can't be read: {error}")),
+            };
+            // What is wrong with those can be given up; anything else can't.
+            let refused = fault.or_else(|| {
+                shard.replayed().err().filter(|error| !lost.is_of(error)).map(|error| error.to_string())
+            });
+            match refused {
+                None if lost.runs.is_empty() => Assessed::Whole,
+                None => Assessed::LostNames(lost),
+                Some(why) => {
+                    Assessed::Refused(format!("{why}; {}", cost_of_runs(identity.shard, &mut files, &runs)))
+                }
             }
-        },
+        }
         Err(OpenError::Corrupt { first, last, segment_id, token, .. }) => {
             let mut lost = LostBlocks {
                 shard: identity.shard,
@@ -109,7 +123,7 @@ pub(super) fn assess(dir: &Path, identity: LogIdentity) -> Assessed {
 /// What the runs hold that a start needs and cannot read.
 fn cost_of_runs(shard: ShardId, files: &mut dyn RunFiles, runs: &LoggedRuns) -> String {
     let mut costs = Vec::new();
-    for (RunId(number), run) in runs.0.iter().filter(|(_, run)| run.is_needed() && !run.closed) {
+    for (RunId(number), run) in runs.events.iter().filter(|(_, run)| run.is_needed() && !run.closed) {
         let id = RunId(*number);
         let moved: u64 =
             run.moves.iter().filter(|part| part.blocks.end > run.loaded).map(|part| part.count).sum();

@@ -18,7 +18,7 @@ use escapement_wal::{
 
 use super::Finding;
 use super::run::RunCheck;
-use crate::cli::runs::LoggedRuns;
+use crate::cli::runs::{LoggedNames, LoggedRuns, NamesFault, check_names};
 use crate::open_files::explained;
 use crate::runs::RunDirectory;
 
@@ -73,6 +73,7 @@ pub(in crate::cli) fn replay_config(identity: LogIdentity) -> ShardConfig {
         block_size_bytes_max: WalConfig::default().records_size_bytes_max(),
         horizon_ms: 0,
         run_size_bytes: 0,
+        names_run_size_bytes: usize::MAX,
         batch_count_max: 1,
         seed: 0,
     }
@@ -277,7 +278,7 @@ impl Look<'_> {
         }
         let runs = std::mem::take(&mut self.runs);
         let mut far = Some(0);
-        for (run, logged) in &runs.0 {
+        for (run, logged) in &runs.events {
             let Some(size_bytes) = there.remove(run) else {
                 if logged.is_needed() {
                     far = None;
@@ -300,6 +301,12 @@ impl Look<'_> {
             far = far.zip(pending).map(|(far, pending)| far + pending);
         }
         self.checked.far = far.filter(|_| self.is_whole);
+        for (run, logged) in runs.names {
+            let size_bytes = there.remove(&run);
+            if !logged.is_ended {
+                self.check_names_run(run, logged, size_bytes);
+            }
+        }
         for (RunId(run), size_bytes) in there {
             let then = if self.is_whole {
                 "the log does not know it: left over, and the next start removes it"
@@ -307,6 +314,34 @@ impl Look<'_> {
                 "the log can't be read to its end, so that it is not known whether it is needed"
             };
             self.noted(FileId::Run(run).path(), format!("{then} ({size_bytes} bytes)"));
+        }
+    }
+
+    /// A run of names: its file, block for block.
+    fn check_names_run(&mut self, run: RunId, logged: LoggedNames, size_bytes: Option<u64>) {
+        let (shard, file) = (self.identity.shard, FileId::Run(run.0).path());
+        let (footer, faults) = match check_names(&mut self.files, shard, run, logged) {
+            Ok(checked) => checked,
+            Err(error) => return self.damaged(file, format!("it can't be read: {error}")),
+        };
+        self.checked.runs += u64::from(size_bytes.is_some());
+        self.checked.bytes += size_bytes.unwrap_or(0);
+        if footer.is_some_and(|footer| footer.is_given_up) {
+            let what = "its names were given up: what was published under them may have been accepted again";
+            self.noted(file.clone(), what.into());
+        }
+        for NamesFault { block, what } in faults {
+            let then = if block.is_some() {
+                "the shard stops when it needs the block"
+            } else {
+                "the shard will not serve"
+            };
+            let what = format!(
+                "{what}; it holds names of events, {then}: restore it from a copy, or give it up with repair"
+            );
+            let finding = Finding::damaged(shard, file.clone(), what);
+            let (block, offset) = block.map(|(block, offset)| (u64::from(block), offset)).unzip();
+            self.checked.findings.push(Finding { block, offset, ..finding });
         }
     }
 
