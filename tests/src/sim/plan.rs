@@ -211,8 +211,11 @@ impl Plan {
         let window_ms = |_| if has_names { pick(&mut own_names, &[long_ms, long_ms, 2_000, 0]) } else { 0 };
         // Likewise: seeds with names stay as they were, but that these go to the disk.
         let mut own_runs = Rng::new(seed ^ 0x6e61_6d65_2072_756e);
-        let names_run_size_bytes =
-            if has_names { pick(&mut own_runs, &[1, 4_000, 6_000, 1 << 20]) } else { 1 << 20 };
+        let names_run_size_bytes = match pick(&mut own_runs, &[1, 4_000, 6_000, 1 << 20]) {
+            // Some keep names in the log for as long as they can, where they are stated again most often.
+            size_bytes if has_names && seed % 8 != 4 => size_bytes,
+            _ => 1 << 20,
+        };
         let dedup_windows_ms = (0..topics).map(window_ms).collect();
         Plan {
             shards,
