@@ -1,6 +1,8 @@
 //! Reading what is pending.
 
-use escapement_protocol::frame::{Counts, EventDetail, EventPage, ListEvents, Query, QueryAnswer};
+use escapement_protocol::frame::{
+    Counts, DUE_WITHIN_MS, DueCount, EventDetail, EventPage, ListEvents, Query, QueryAnswer,
+};
 use escapement_protocol::{EventId, ShardId, SubscriptionId, TopicId};
 
 use crate::link::unexpected;
@@ -45,6 +47,32 @@ impl Client {
             }
         }
         Ok(sum)
+    }
+
+    /// How many pending events of a topic, or of all topics, are due already, and how many come due within a second, ten, a
+    /// minute, ten, an hour and a day from now: one for each of [`DUE_WITHIN_MS`]. Sums of what each shard counts at the
+    /// moment that it is asked; a sum is exact where each of them is.
+    ///
+    /// # Errors
+    /// A shard does not serve, or a lost connection.
+    pub async fn count_due(&self, topic: Option<TopicId>) -> Result<Vec<DueCount>, ClientError> {
+        let home = self.home().await?;
+        let topic = topic.unwrap_or_default();
+        let none = |within_ms| DueCount { within_ms, count: 0, exact: true };
+        let mut sum = DUE_WITHIN_MS.map(none);
+        for shard in (0..home.info().shard_count).map(ShardId) {
+            let QueryAnswer::Due(counts) = home.query(Query::Due { shard, topic }).await? else {
+                return Err(unexpected());
+            };
+            if !counts.iter().map(|count| count.within_ms).eq(DUE_WITHIN_MS) {
+                return Err(unexpected());
+            }
+            for (sum, count) in sum.iter_mut().zip(&counts) {
+                sum.count = sum.count.saturating_add(count.count);
+                sum.exact &= count.exact;
+            }
+        }
+        Ok(sum.to_vec())
     }
 
     /// One page of a topic's pending events, and the token for the next; without one it was the last.

@@ -142,6 +142,32 @@ fn a_pending_event_can_be_looked_at() {
 }
 
 #[test]
+fn what_comes_due_soon_is_counted_by_when() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    node.ask(&["topic", "create", "other"]);
+    for delay in ["30s", "5m", "5m", "30m", "3h", "3d"] {
+        node.ask_json(&["publish", "--topic", "mail", "--delay", delay]);
+    }
+    node.ask_json(&["publish", "--topic", "other", "--delay", "30m"]);
+    let check = |more: &[&str], expected: [u64; 7]| {
+        let lines = node.ask(&[&["count", "--due", "-o", "json"], more].concat());
+        let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let withins: Vec<&str> = rows.iter().map(|row| row["within"].as_str().unwrap()).collect();
+        assert_eq!(withins, ["due", "1s", "10s", "1m", "10m", "1h", "1d"]);
+        for (at, (row, expected)) in rows.iter().zip(expected).enumerate() {
+            // What is due later may be in one block of a run.
+            let is_exact = row["exact"].as_bool().unwrap();
+            assert!(is_exact || at > 4, "{lines}");
+            assert!(!is_exact || row["events"] == expected, "{lines}");
+        }
+    };
+    check(&["--topic", "mail"], [0, 0, 0, 1, 3, 4, 5]);
+    check(&[], [0, 0, 0, 1, 3, 5, 6]);
+    assert_eq!(node.run(&["count", "--due", "--subscription", "mailer"]).code, Some(2));
+}
+
+#[test]
 fn pending_events_are_listed_page_by_page() {
     let dir = scratch();
     let node = Node::start(&dir.path().join("data")).with_mail();

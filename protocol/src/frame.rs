@@ -49,8 +49,8 @@ pub use list::{
 };
 pub use parse::parse_body;
 pub use query::{
-    Counts, EventDetail, EventInfo, EventPlace, OutcomeCount, Query, QueryAnswer, TASK_INFO_COUNT_MAX,
-    TaskInfo,
+    Counts, DUE_WITHIN_MS, DueCount, EventDetail, EventInfo, EventPlace, OutcomeCount, Query, QueryAnswer,
+    TASK_INFO_COUNT_MAX, TaskInfo,
 };
 pub use views::{
     Accepted, AckItem, AckItems, Cancel, CancelByName, CancelReply, Credit, Durability, ErrorFrame,
@@ -167,6 +167,10 @@ kinds! {
     ListEvents = 27, Client;
     /// Answers `ListEvents`.
     ListEventsReply = 28, Node;
+    /// Asks how many events come due soon.
+    CountDue = 29, Client;
+    /// Answers `CountDue`.
+    CountDueReply = 30, Node;
 }
 
 /// Why bytes are not a frame, or a frame was not taken. The stream cannot be read any further after one.

@@ -108,6 +108,28 @@ impl Run {
         Ahead::Nothing
     }
 
+    /// Blocks that are moved, not loaded, and begin by `last`.
+    pub(crate) fn blocks_by(&self, last: WallMs) -> Range<u32> {
+        let index = self.footer.as_ref().map_or(&[][..], |footer| &footer.index);
+        let end = index.partition_point(|place| place.first.0 <= last) as u32;
+        self.loaded..end.min(self.moved).max(self.loaded)
+    }
+
+    /// Events in blocks that are moved and not loaded, those that ended included.
+    pub(crate) fn count_ahead(&self) -> u64 {
+        self.ahead
+    }
+
+    /// Of these, those that ended.
+    pub(crate) fn ended_ahead(&self) -> usize {
+        self.ended_ahead
+    }
+
+    /// Those that ended of these blocks.
+    pub(crate) fn ended_in_blocks(&self, blocks: Range<u32>) -> impl Iterator<Item = (&Key, &TopicId)> {
+        self.ended.range(self.first_of(blocks.start)..self.first_of(blocks.end))
+    }
+
     fn ended_in(&self, blocks: Range<u32>) -> usize {
         if self.ended.is_empty() || blocks.is_empty() {
             return 0;
@@ -138,7 +160,7 @@ impl Run {
     }
 
     /// Pending events that are here and nowhere else.
-    fn pending(&self) -> u64 {
+    pub(crate) fn pending(&self) -> u64 {
         self.ahead - self.ended_ahead as u64
     }
 

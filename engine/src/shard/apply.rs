@@ -197,6 +197,7 @@ impl Shard {
                 return Err(ApplyError::Twice(sequence));
             }
             if !self.recovering {
+                self.volatile.soon.add(topic, due);
                 self.schedule(due, sequence, event.len());
             }
         }
@@ -280,6 +281,7 @@ impl Shard {
         let entry = self.durable.table.remove(sequence)?;
         self.durable.payloads.remove(entry.location);
         self.durable.copies.remove(entry.topic);
+        self.volatile.soon.remove(entry.topic, entry.due);
         self.durable.ledger.gone(entry.block);
         self.durable.progress.remove(sequence);
         self.durable.forwards.remove(&sequence);

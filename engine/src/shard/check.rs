@@ -16,6 +16,19 @@ impl Shard {
         self.router.check();
         let (open, counted) = (self.open_event_count(), self.volatile.open.total());
         assert_eq!(open, counted, "every event that was handed out and has not ended is counted");
+        self.check_soon();
+    }
+
+    /// Asserts that what is in memory and not past is counted by topic and due time.
+    fn check_soon(&self) {
+        let mut topics: HashMap<TopicId, u64> = HashMap::new();
+        for (_, entry) in self.durable.table.iter().filter(|(_, e)| self.volatile.soon.counts(e.due)) {
+            *topics.entry(entry.topic).or_default() += 1;
+            *topics.entry(TopicId(0)).or_default() += 1;
+        }
+        for (topic, count) in topics {
+            assert_eq!(self.volatile.soon.counted(topic), count, "events of {topic:?} that are not past");
+        }
     }
 
     /// Events that were handed to their subscriptions and whose end is not applied.

@@ -18,6 +18,7 @@ mod publish;
 mod query;
 mod relocate;
 mod reschedule;
+mod soon;
 
 use std::collections::VecDeque;
 
@@ -171,6 +172,7 @@ struct Volatile {
     is_full: bool,
     /// Events that are due and open.
     open: counts::Open,
+    soon: soon::Soon,
     ended_counts: counts::EndedCounts,
     /// Tasks left, of events with more than one.
     fanout: HashMap<Sequence, u32>,
@@ -254,6 +256,7 @@ impl Shard {
                 open_tasks: 0,
                 is_full: false,
                 open: counts::Open::default(),
+                soon: soon::Soon::default(),
                 ended_counts: counts::EndedCounts::default(),
                 fanout: HashMap::new(),
                 ended: Vec::new(),
@@ -309,8 +312,10 @@ impl Shard {
         self.volatile.far.start(&self.durable);
         self.volatile.wheel = Wheel::new(Tick(now.wall.0.saturating_sub(1)));
         self.volatile.expiries = Wheel::new(Tick(now.wall.0));
+        self.volatile.soon.start(now.wall);
         let (mut overdue, mut later) = (Vec::new(), Vec::new());
         for (sequence, entry) in self.durable.table.iter() {
+            self.volatile.soon.add(entry.topic, entry.due);
             if entry.due <= now.wall {
                 overdue.push((entry.due, sequence));
                 self.volatile.lane.expect_key(self.durable.payloads.event(entry.location));
@@ -478,6 +483,7 @@ impl Shard {
         );
         self.note_standstill(now);
         self.volatile.now = now;
+        self.volatile.soon.advance(now.wall);
     }
 
     fn refuse_publish(&mut self, ticket: Ticket, count: u32, refusal: crate::Refusal, out: &mut Effects) {

@@ -196,6 +196,7 @@ impl Shard {
             + self.volatile.wheel.memory_bytes()
             + self.volatile.expiries.memory_bytes()
             + self.volatile.lane.memory_bytes()
+            + self.volatile.soon.memory_bytes()
             + self.durable.runs.memory_bytes()
     }
 

@@ -41,6 +41,10 @@ impl Shard {
                 let counts = self.counts(*topic, *subscription);
                 out.reply(ticket, ReplyBody::Answered(QueryAnswer::Count(counts)));
             }
+            Query::Due { topic, .. } => {
+                let counts = self.due_counts(*topic);
+                out.reply(ticket, ReplyBody::Answered(QueryAnswer::Due(counts)));
+            }
             Query::List(list) => self.list(ticket, list, out),
         }
     }

@@ -201,6 +201,8 @@ impl Shard {
     /// An event in the log has another due time.
     pub(super) fn apply_rescheduled(&mut self, sequence: Sequence, due: WallMs, forward: Forward) {
         if let Some(entry) = self.durable.table.get_mut(sequence) {
+            self.volatile.soon.remove(entry.topic, entry.due);
+            self.volatile.soon.add(entry.topic, due);
             entry.due = due;
             self.durable.forwards.insert(sequence, forward);
         } else {
@@ -233,6 +235,7 @@ impl Shard {
         self.durable.table.insert(sequence, Entry { due, location, topic, block: block as u32 });
         self.durable.forwards.insert(sequence, forward);
         self.durable.copies.add(topic, 1);
+        self.volatile.soon.add(topic, due);
         self.durable.ledger.relocated(block, sequence);
         self.durable.next_sequence = self.durable.next_sequence.max(sequence.0 + 1);
         if !self.recovering {

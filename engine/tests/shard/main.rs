@@ -15,4 +15,5 @@ mod replay;
 mod reschedule;
 mod rewrite;
 mod rig;
+mod soon;
 mod ttl;

@@ -10,7 +10,9 @@ use escapement_engine::{
     newest_control, owner_of,
 };
 use escapement_protocol::event::Due;
-use escapement_protocol::frame::{CancelVerdict, Counts, EventDetail, Items, Query, QueryAnswer, ResultItem};
+use escapement_protocol::frame::{
+    CancelVerdict, Counts, DueCount, EventDetail, Items, Query, QueryAnswer, ResultItem,
+};
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{
     AttemptResult, Epoch, EventId, EventSpec, MonoNs, Now, Sequence, ShardId, SubscriptionId, TopicId, WallMs,
@@ -519,6 +521,15 @@ impl Rig {
         let ticket = self.query(Query::Count { shard: ShardId(0), topic, subscription });
         match self.reply(ticket) {
             Some(ReplyBody::Answered(QueryAnswer::Count(counts))) => counts,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// How many events of a topic come due soon, at shard 0.
+    pub(crate) fn count_due(&mut self, topic: TopicId) -> Vec<DueCount> {
+        let ticket = self.query(Query::Due { shard: ShardId(0), topic });
+        match self.reply(ticket) {
+            Some(ReplyBody::Answered(QueryAnswer::Due(counts))) => counts,
             other => panic!("{other:?}"),
         }
     }

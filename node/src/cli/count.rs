@@ -10,8 +10,10 @@ use super::output::Output;
 /// Arguments of `count`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "pending is scheduled and ready together. scheduled events wait for their time, or behind others that are due; in_runs counts those of them that are on the disk. ready events are due, and their tasks wait, run or back off. ended counts since the node started. The counts are exact, and cost the same however many events are pending.\n\n\
-                  Examples:\n  escapement count\n  escapement count --topic mail --subscription mailer"
+    after_help = "pending is scheduled and ready together. scheduled events wait for their time, or behind others that are due; in_runs counts those of them that are on the disk. ready events are due, and their tasks wait, run or back off. ended counts since the node started. The counts are exact, and cost the same however many events are pending. \
+                  With --due, events are counted by when they come due instead: within so long from now, and first those that are due already. \
+                  A count is not exact where a moment falls among events that are counted together.\n\n\
+                  Examples:\n  escapement count\n  escapement count --topic mail --subscription mailer\n  escapement count --topic mail --due"
 )]
 pub(super) struct CountArgs {
     /// Count events of this topic only
@@ -20,11 +22,17 @@ pub(super) struct CountArgs {
     /// Count the tasks of this subscription, too
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
+    /// Count events by when they come due
+    #[arg(long, conflicts_with = "subscription")]
+    due: bool,
     #[command(flatten)]
     connect: ConnectArgs,
 }
 
 pub(super) fn run(args: &CountArgs, out: &Output) -> Result<(), Failure> {
+    if args.due {
+        return due(args, out);
+    }
     let counts = args.connect.run(async |client| {
         let topic = match &args.topic {
             Some(name) => Some(client.topic(name).await?.topic),
@@ -54,6 +62,32 @@ pub(super) fn run(args: &CountArgs, out: &Output) -> Result<(), Failure> {
     let name = if args.subscription.is_some() { "tasks_ended" } else { "ended_without_task" };
     facts.push((name, Value::Object(ended)));
     out.facts(&facts)
+}
+
+fn due(args: &CountArgs, out: &Output) -> Result<(), Failure> {
+    let counts = args.connect.run(async |client| {
+        let topic = match &args.topic {
+            Some(name) => Some(client.topic(name).await?.topic),
+            None => None,
+        };
+        Ok(client.count_due(topic).await?)
+    })?;
+    let rows: Vec<Vec<Value>> = counts
+        .iter()
+        .map(|count| vec![json!(within(count.within_ms)), json!(count.count), json!(count.exact)])
+        .collect();
+    out.rows(&["within", "events", "exact"], &rows)
+}
+
+/// A span as people write it.
+fn within(ms: u64) -> String {
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let unit = units.iter().find(|(unit_ms, _)| ms >= *unit_ms && ms % unit_ms == 0);
+    match (ms, unit) {
+        (0, _) => "due".to_owned(),
+        (ms, Some((unit_ms, name))) => format!("{}{name}", ms / unit_ms),
+        (ms, None) => format!("{ms}ms"),
+    }
 }
 
 fn outcome_name(code: u8) -> String {

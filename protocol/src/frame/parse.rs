@@ -3,12 +3,12 @@
 use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 
 use super::{
-    AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Counts, Credit, Durability, ErrorFrame,
-    EventDetail, EventInfo, EventName, EventPage, Events, Fixed, Frame, FrameError, FrameKind, GoAway, Hello,
-    Items, ListEvents, ListedEvent, OutcomeCount, Page, PublishAck, PublishBatch, PushBatch, PushDue, Query,
-    QueryAnswer, Reschedule, RescheduleReply, ResultBatch, ShardCore, ShardCut, ShardMapInfo, SnapshotInfo,
-    Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TaskState, TopicInfo, TopicList,
-    Welcome,
+    AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Counts, Credit, DueCount, Durability,
+    ErrorFrame, EventDetail, EventInfo, EventName, EventPage, Events, Fixed, Frame, FrameError, FrameKind,
+    GoAway, Hello, Items, ListEvents, ListedEvent, OutcomeCount, Page, PublishAck, PublishBatch, PushBatch,
+    PushDue, Query, QueryAnswer, Reschedule, RescheduleReply, ResultBatch, ShardCore, ShardCut, ShardMapInfo,
+    SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TaskState, TopicInfo,
+    TopicList, Welcome,
 };
 use crate::event::Due;
 use crate::generated::wire;
@@ -159,6 +159,17 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 ended: ended.iter().collect(),
             };
             Frame::QueryReply { request: table.request(), answer: QueryAnswer::Count(counts) }
+        }
+        FrameKind::CountDue => {
+            let table = root::<wire::CountDue<'_>>(body)?;
+            let (shard, topic) = (ShardId(table.shard()), TopicId(table.topic_id()));
+            Frame::Query { request: table.request(), query: Query::Due { shard, topic } }
+        }
+        FrameKind::CountDueReply => {
+            let table = root::<wire::CountDueReply<'_>>(body)?;
+            let counts: Items<'_, DueCount> = items(table.counts())?;
+            let answer = QueryAnswer::Due(counts.iter().collect());
+            Frame::QueryReply { request: table.request(), answer }
         }
         FrameKind::ListEvents => {
             let table = root::<wire::ListEvents<'_>>(body)?;

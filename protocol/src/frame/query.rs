@@ -31,6 +31,13 @@ pub enum Query {
         /// Tasks of this subscription; 0 for events that ended without one.
         subscription: SubscriptionId,
     },
+    /// How many events come due soon.
+    Due {
+        /// Of which shard.
+        shard: ShardId,
+        /// Events of this topic; 0 for those of all.
+        topic: TopicId,
+    },
     /// Which events there are, a page of them.
     List(Box<ListEvents>),
 }
@@ -41,7 +48,7 @@ impl Query {
     pub fn shard(&self) -> ShardId {
         match self {
             Query::Event { event, .. } => event.shard,
-            Query::Count { shard, .. } => *shard,
+            Query::Count { shard, .. } | Query::Due { shard, .. } => *shard,
             Query::List(list) => list.shard,
         }
     }
@@ -54,7 +61,7 @@ impl Query {
                 let bytes = if *peek { EVENT_SIZE_BYTES_MAX } else { 0 };
                 256 + TASK_INFO_COUNT_MAX * size_of::<<TaskInfo as Fixed>::Bytes>() + bytes
             }
-            Query::Count { .. } => 512,
+            Query::Count { .. } | Query::Due { .. } => 512,
             Query::List(list) => {
                 let most = list.page_count_max() * LISTED_SIZE_BYTES_MAX;
                 256 + PAGE_TOKEN_SIZE_BYTES + most.min(EVENT_PAGE_SIZE_BYTES_MAX + LISTED_SIZE_BYTES_MAX)
@@ -70,6 +77,8 @@ pub enum QueryAnswer {
     Event(Option<Box<EventDetail>>),
     /// To [`Query::Count`].
     Count(Counts),
+    /// To [`Query::Due`]: one for each of [`DUE_WITHIN_MS`], in its order.
+    Due(Vec<DueCount>),
     /// To [`Query::List`].
     List(EventPage),
 }
@@ -144,12 +153,49 @@ impl QueryAnswer {
         match self {
             QueryAnswer::Event(None) => 0,
             QueryAnswer::Count(counts) => size_of_val(&counts.ended[..]),
+            QueryAnswer::Due(counts) => size_of_val(&counts[..]),
             QueryAnswer::List(page) => page.events.iter().map(ListedEvent::size_bytes).sum(),
             QueryAnswer::Event(Some(detail)) => {
                 let bytes = detail.bytes.as_ref().map_or(0, Vec::len);
                 size_of::<EventDetail>() + detail.tasks.len() * size_of::<TaskInfo>() + bytes
             }
         }
+    }
+}
+
+/// What is counted of events that come due soon: those due already, and those that come due within so many ms from now:
+/// a second, ten, a minute, ten, an hour, a day.
+pub const DUE_WITHIN_MS: [u64; 7] = [0, 1_000, 10_000, 60_000, 600_000, 3_600_000, 86_400_000];
+
+/// Pending events that come due within some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DueCount {
+    /// From now on, in ms; 0 for those that are due already.
+    pub within_ms: u64,
+    /// How many, about.
+    pub count: u64,
+    /// Whether it is exactly as many.
+    pub exact: bool,
+}
+
+impl Fixed for DueCount {
+    fixed_size!(24);
+
+    fn from_wire(bytes: &[u8; 24]) -> Option<Self> {
+        let is_padded = bytes[17] == 0 && u16_at(bytes, 18) == 0 && u32_at(bytes, 20) == 0;
+        (is_padded && bytes[16] <= 1).then(|| DueCount {
+            within_ms: u64_at(bytes, 0),
+            count: u64_at(bytes, 8),
+            exact: bytes[16] == 1,
+        })
+    }
+
+    fn to_wire(self) -> [u8; 24] {
+        let mut out = [0; 24];
+        put(&mut out, 0, self.within_ms.to_le_bytes());
+        put(&mut out, 8, self.count.to_le_bytes());
+        out[16] = u8::from(self.exact);
+        out
     }
 }
 

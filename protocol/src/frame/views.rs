@@ -66,6 +66,8 @@ impl Frame<'_> {
             Self::QueryReply { answer: QueryAnswer::Event(_), .. } => FrameKind::GetEventReply,
             Self::Query { query: Query::Count { .. }, .. } => FrameKind::CountEvents,
             Self::QueryReply { answer: QueryAnswer::Count(_), .. } => FrameKind::CountEventsReply,
+            Self::Query { query: Query::Due { .. }, .. } => FrameKind::CountDue,
+            Self::QueryReply { answer: QueryAnswer::Due(_), .. } => FrameKind::CountDueReply,
             Self::Query { query: Query::List(_), .. } => FrameKind::ListEvents,
             Self::QueryReply { answer: QueryAnswer::List(_), .. } => FrameKind::ListEventsReply,
             Self::CancelByName(_) => FrameKind::CancelByName,

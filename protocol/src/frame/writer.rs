@@ -230,6 +230,11 @@ fn build_query(b: &mut Builder, request: u64, query: &Query) {
             let root = wire::CountEvents::create(b, &args);
             b.finish_minimal(root);
         }
+        Query::Due { shard, topic } => {
+            let args = wire::CountDueArgs { request, shard: shard.0, topic_id: topic.0 };
+            let root = wire::CountDue::create(b, &args);
+            b.finish_minimal(root);
+        }
         Query::List(list) => {
             let args = wire::ListEventsArgs {
                 request,
@@ -274,6 +279,11 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
                 ended,
             };
             let root = wire::CountEventsReply::create(b, &args);
+            b.finish_minimal(root);
+        }
+        QueryAnswer::Due(counts) => {
+            let counts = structs(b, Items::from(counts.as_slice()), wire::DueCount);
+            let root = wire::CountDueReply::create(b, &wire::CountDueReplyArgs { request, counts });
             b.finish_minimal(root);
         }
         QueryAnswer::List(page) => {

@@ -245,6 +245,12 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         backoff: 2,
         ended: vec![OutcomeCount { outcome: 1, count: 1_234 }, OutcomeCount { outcome: 3, count: 5 }],
     };
+    let due = Query::Due { shard: ShardId(1), topic: TopicId(3) };
+    let due_counts = DUE_WITHIN_MS.map(|within_ms| DueCount {
+        within_ms,
+        count: 7 + within_ms / 1_000,
+        exact: within_ms < 60_000,
+    });
     let first = ListEvents { topic: TopicId(3), ..ListEvents::default() };
     let token = PageToken {
         start: 0x0102_0304,
@@ -277,6 +283,8 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         ("27-list-events-first", Frame::Query { request: 8, query: Query::List(Box::new(first)) }),
         ("28-list-events-reply", answered(QueryAnswer::List(page))),
         ("28-list-events-reply-last", answered(QueryAnswer::List(EventPage::default()))),
+        ("29-count-due", Frame::Query { request: 7, query: due }),
+        ("30-count-due-reply", answered(QueryAnswer::Due(due_counts.to_vec()))),
         ("25-count-events-reply", answered(QueryAnswer::Count(counts))),
     ]
 }

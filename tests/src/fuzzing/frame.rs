@@ -2,10 +2,11 @@
 
 use escapement_protocol::event::{Due, EventSpec, EventView};
 use escapement_protocol::frame::{
-    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Credit, Durability, ErrorFrame, EventInfo,
-    EventPage, EventPlace, Events, Hello, ListEvents, ListedEvent, PREFIX_SIZE_BYTES, Page, PublishAck,
-    PublishBatch, PushBatch, PushDue, PushItem, Query, QueryAnswer, Reschedule, RescheduleReply,
-    RescheduleVerdict, ResultBatch, ResultItem, Subscribe, SubscriptionInfo, SubscriptionList, TaskState,
+    AckDuplicate, AckException, AckRun, AdminAnswer, AdminRequest, Credit, DUE_WITHIN_MS, DueCount,
+    Durability, ErrorFrame, EventInfo, EventPage, EventPlace, Events, Hello, ListEvents, ListedEvent,
+    PREFIX_SIZE_BYTES, Page, PublishAck, PublishBatch, PushBatch, PushDue, PushItem, Query, QueryAnswer,
+    Reschedule, RescheduleReply, RescheduleVerdict, ResultBatch, ResultItem, Subscribe, SubscriptionInfo,
+    SubscriptionList, TaskState,
 };
 use escapement_protocol::{
     AttemptResult, Epoch, ErrorCode, EventId, FRAME_SIZE_BYTES_MAX, Frame, FrameDecoder, FrameError,
@@ -179,7 +180,12 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let page = EventPage { events: vec![event.clone(), event], token: token.clone() };
     let list = Frame::Query { request: 7, query: Query::List(Box::new(ListEvents { token, ..list })) };
     let page = Frame::QueryReply { request: 7, answer: QueryAnswer::List(page) };
+    let due = DUE_WITHIN_MS.map(|within_ms| DueCount { within_ms, count: within_ms, exact: within_ms == 0 });
+    let count_due = Frame::Query { request: 8, query: Query::Due { shard: ShardId(5), topic: TopicId(3) } };
+    let due = Frame::QueryReply { request: 8, answer: QueryAnswer::Due(due.to_vec()) };
     vec![
+        ("count-due", written(&[count_due])),
+        ("count-due-reply", written(&[due])),
         ("list-events", written(&[list])),
         ("list-events-reply", written(&[page])),
         ("hello-then-publish", written(&[hello, publish])),

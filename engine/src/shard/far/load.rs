@@ -225,6 +225,7 @@ impl Shard {
                 forwards.insert(sequence, forward);
             }
             copies.add(entry.topic, 1);
+            self.volatile.soon.add(entry.topic, due);
             ledger.relocated(block, sequence);
             *next_sequence = (*next_sequence).max(sequence.0 + 1);
             if self.recovering || self.volatile.lane.loaded(due, sequence, entry.event) {
