@@ -1,7 +1,7 @@
 //! What always holds, and a digest of what a crash must not change.
 
 use escapement_protocol::{Outcome, Sequence, TopicId};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::{Durable, Shard, Volatile};
 use crate::far::Closing;
@@ -17,6 +17,7 @@ impl Shard {
         let (open, counted) = (self.open_event_count(), self.volatile.open.total());
         assert_eq!(open, counted, "every event that was handed out and has not ended is counted");
         self.check_soon();
+        self.check_backlog();
     }
 
     /// Asserts that what is in memory and not past is counted by topic and due time.
@@ -29,6 +30,17 @@ impl Shard {
         for (topic, count) in topics {
             assert_eq!(self.volatile.soon.counted(topic), count, "events of {topic:?} that are not past");
         }
+    }
+
+    fn check_backlog(&self) {
+        let mut waiting = HashSet::new();
+        for (topic, (due, sequence)) in self.volatile.backlog.iter() {
+            let entry = self.durable.table.get(sequence);
+            let is_there = entry.is_some_and(|entry| entry.due == due && entry.topic == topic);
+            assert!(is_there && due <= self.volatile.now.wall, "{sequence:?} waits: it is pending and due");
+            assert!(waiting.insert(sequence), "{sequence:?} waits once");
+        }
+        assert_eq!(waiting.len(), self.volatile.backlog.len(), "every event that waits is counted");
     }
 
     /// Events that were handed to their subscriptions and whose end is not applied.

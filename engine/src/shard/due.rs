@@ -18,33 +18,23 @@ use crate::wheel::Tick;
 const COMPLETED_COUNT_MAX: usize = 16 * 1024;
 
 impl Shard {
-    /// Tasks of this shard's events that may be with routers at once. Beyond, what is due waits in the wheel: a backlog
+    /// Tasks of this shard's events that may be with routers at once. Beyond, what is due waits in queues: a backlog
     /// that nobody takes must not fill the memory, nor the router that owns it.
-    fn open_tasks_max(&self) -> usize {
+    pub(super) fn open_tasks_max(&self) -> usize {
         let share = escapement_router::TASK_COUNT_MAX / 2 / usize::from(self.config.shard_count.max(1));
         (self.config.memory_bytes_max / TASK_SIZE_BYTES).min(share)
     }
 
     /// Matches what has become due, up to a batch.
     pub(super) fn fire_due(&mut self, out: &mut Effects) {
-        self.volatile.is_full = self.volatile.open_tasks >= self.open_tasks_max();
-        if self.volatile.is_full {
-            return;
+        if !self.keeps_order() {
+            return self.fire_in_turns(out);
         }
-        let now = self.volatile.now.wall;
         let unread = self.far_due();
         let most = self.config.batch_count_max;
         let mut due = std::mem::take(&mut self.volatile.due);
-        let table = &self.durable.table;
-        let Volatile { wheel, fenced, rescheduling, .. } = &mut self.volatile;
-        let due_of = |key: u64| {
-            let sequence = Sequence(key);
-            let entry = table.get(sequence)?;
-            // An event whose cancellation or other due time is on its way to the disk must not leave.
-            let is_changing = fenced.contains(&sequence) || rescheduling.contains_key(&sequence);
-            (!is_changing).then_some(Tick(entry.due.0))
-        };
-        let mut more_due = wheel.advance(Tick(now.0), most, due_of, &mut due);
+        let mut more_due = self.advance_wheel(most, &mut due);
+        self.volatile.backlog.matched_in_order(more_due);
         self.durable.warm(due.iter().map(|sequence| Sequence(*sequence)));
         self.hold_back(&mut due, unread);
         self.expand(&due, None, out);
@@ -59,6 +49,21 @@ impl Shard {
         if !more_due {
             self.drain_overdue(room, out);
         }
+    }
+
+    /// Appends what the wheel yields of what has become due to `due`, up to `most`. Answers whether more is due.
+    pub(super) fn advance_wheel(&mut self, most: usize, due: &mut Vec<u64>) -> bool {
+        let now = self.volatile.now.wall;
+        let table = &self.durable.table;
+        let Volatile { wheel, fenced, rescheduling, .. } = &mut self.volatile;
+        let due_of = |key: u64| {
+            let sequence = Sequence(key);
+            let entry = table.get(sequence)?;
+            // An event whose cancellation or other due time is on its way to the disk must not leave.
+            let is_changing = fenced.contains(&sequence) || rescheduling.contains_key(&sequence);
+            (!is_changing).then_some(Tick(entry.due.0))
+        };
+        wheel.advance(Tick(now.0), most, due_of, due)
     }
 
     /// Turns due events into their tasks. Of an overdue one, `position` says which of all overdue ones it is.
@@ -253,6 +258,11 @@ impl Durable {
 }
 
 impl Volatile {
+    /// Whether an event's cancellation or other due time is on its way to the disk.
+    pub(super) fn is_changing(&self, sequence: Sequence) -> bool {
+        self.fenced.contains(&sequence) || self.rescheduling.contains_key(&sequence)
+    }
+
     /// A task of this shard's event has ended.
     pub(super) fn end_task(&mut self, subscription: SubscriptionId, sequence: Sequence, outcome: Outcome) {
         let fanout = &mut self.fanout;

@@ -27,7 +27,7 @@ const TASK_COUNT_MAX: usize = 512;
 const SLOT_COUNT: usize = 1 << 16;
 
 /// An event's place in the order of its key.
-type Rank = (WallMs, Sequence);
+pub(super) type Rank = (WallMs, Sequence);
 
 /// An overdue event, and which of all overdue ones it is.
 type Position = (Sequence, u64);
@@ -241,13 +241,19 @@ fn slot(key: u64) -> u16 {
 }
 
 impl Shard {
+    /// Whether what is due now may have to wait for something overdue, or something that waits already.
+    pub(super) fn may_hold_back(&self, unread: Option<WallMs>) -> bool {
+        let lane = &self.volatile.lane;
+        let now = self.volatile.now.wall;
+        !lane.is_empty() || !lane.held.is_empty() || unread.is_some_and(|unread| unread <= now)
+    }
+
     /// Takes those out of `due` that have a key and must wait.
     pub(super) fn hold_back(&mut self, due: &mut Vec<u64>, unread: Option<WallMs>) {
-        let lane = &mut self.volatile.lane;
-        let now = self.volatile.now.wall;
-        if lane.is_empty() && lane.held.is_empty() && unread.is_none_or(|unread| unread > now) {
+        if !self.may_hold_back(unread) {
             return;
         }
+        let lane = &mut self.volatile.lane;
         let (table, payloads) = (&self.durable.table, &self.durable.payloads);
         due.retain(|sequence| {
             let sequence = Sequence(*sequence);

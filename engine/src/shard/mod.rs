@@ -1,6 +1,7 @@
 //! One shard: a plain struct with one owner. Each handler has its file; control flow is here.
 
 mod apply;
+mod backlog;
 mod check;
 mod control;
 mod copies;
@@ -157,6 +158,8 @@ struct Volatile {
     lane: lane::Lane,
     /// Whether the wheel drops entries of cancelled events.
     sweeping: bool,
+    /// Events that are due and wait for their topic's turn.
+    backlog: backlog::Backlog,
     /// Whether the wheel holds more that is due than one turn takes.
     more_due: bool,
     draining: bool,
@@ -168,8 +171,6 @@ struct Volatile {
     rescheduling: HashMap<Sequence, Rescheduling>,
     /// Tasks that routers have of events of this shard.
     open_tasks: usize,
-    /// Whether they are as many as may be, and what is due waits for some to end.
-    is_full: bool,
     /// Events that are due and open.
     open: counts::Open,
     soon: soon::Soon,
@@ -248,13 +249,13 @@ impl Shard {
                 far: Far::default(),
                 lane: lane::Lane::default(),
                 sweeping: false,
+                backlog: backlog::Backlog::default(),
                 more_due: false,
                 draining: false,
                 log_room_bytes: usize::MAX,
                 fenced: HashSet::new(),
                 rescheduling: HashMap::new(),
                 open_tasks: 0,
-                is_full: false,
                 open: counts::Open::default(),
                 soon: soon::Soon::default(),
                 ended_counts: counts::EndedCounts::default(),
@@ -379,10 +380,10 @@ impl Shard {
     /// When [`Shard::maintain`] must next be called even without input.
     #[must_use]
     pub fn next_deadline(&self) -> Deadline {
-        let at_once = !self.volatile.is_full && (self.volatile.more_due || self.can_drain());
+        let at_once = self.is_behind() || (!self.is_full() && self.can_drain());
         let (far_wall, far_mono) = self.far_deadline();
         let earliest = |a: Option<WallMs>, b: Option<WallMs>| [a, b].into_iter().flatten().min();
-        let due = if self.volatile.draining || self.volatile.is_full {
+        let due = if self.volatile.draining {
             None
         } else if at_once {
             Some(self.volatile.now.wall)
@@ -433,7 +434,7 @@ impl Shard {
     /// Whether more is newly due than one turn takes: what was accepted before comes before what is published now.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        !self.volatile.is_full && self.volatile.more_due
+        self.volatile.more_due || self.can_take_turns()
     }
 
     /// Says how many bytes of what is published the log has room for, from now on; what ends events is logged all

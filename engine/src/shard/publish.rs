@@ -197,6 +197,7 @@ impl Shard {
             + self.volatile.expiries.memory_bytes()
             + self.volatile.lane.memory_bytes()
             + self.volatile.soon.memory_bytes()
+            + self.volatile.backlog.memory_bytes()
             + self.durable.runs.memory_bytes()
     }
 

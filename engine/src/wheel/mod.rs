@@ -21,6 +21,7 @@ mod chunks;
 mod level;
 mod occupied;
 mod sweep;
+mod take;
 #[cfg(test)]
 mod tests;
 mod ticks;

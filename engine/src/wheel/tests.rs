@@ -320,3 +320,36 @@ fn a_sweep_that_time_overtook_starts_on_what_is_there_now() {
     model.advance_fully(10_000, 10);
     assert!(model.waiting.is_empty());
 }
+
+#[test]
+fn what_is_taken_many_at_a_time_is_what_would_be_yielded_each_once_and_in_the_order_of_its_tick() {
+    let mut wheel = Wheel::new(Tick(1_000));
+    let mut expected = BTreeSet::new();
+    for key in 0..2_000 {
+        let due = 1_100 + key % 3;
+        wheel.insert(Tick(due), key);
+        expected.insert((due, key));
+    }
+    let mut yielded = Vec::new();
+    assert!(wheel.advance(Tick(1_200), 50, |key| Some(Tick(1_100 + key % 3)), &mut yielded));
+    for key in yielded {
+        assert!(expected.remove(&(1_100, key)));
+    }
+    // Earlier ones, and one that is there already.
+    for (due, key) in [(1_050, 5_000), (1_101, 5_001), (1_100, 1_800)] {
+        wheel.insert(Tick(due), key);
+        expected.insert((due, key));
+    }
+    let (mut taken, mut calls) = (Vec::new(), 0);
+    let due_of = |key| Some(Tick(1_100 + key % 3));
+    while wheel.take_due(Tick(1_200), 300, due_of, |tick, keys| {
+        assert!(keys.is_sorted_by(|a, b| a < b), "{keys:?}");
+        taken.extend(keys.iter().map(|key| (tick.0, *key)));
+    }) {
+        calls += 1;
+    }
+    assert!(calls >= 5, "300 at a time at most: {calls}");
+    taken.sort_unstable();
+    assert_eq!(taken, expected.into_iter().collect::<Vec<_>>());
+    assert!(wheel.is_empty());
+}

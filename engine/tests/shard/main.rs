@@ -1,5 +1,6 @@
 //! Shards driven by hand: no log, no threads, no time but what a test says.
 
+mod burst;
 mod contradictions;
 mod control;
 mod delivery;

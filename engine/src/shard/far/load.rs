@@ -94,7 +94,8 @@ impl Shard {
             || far.coming_bytes > 0
             || due > self.volatile.now.wall
             || is_before(self.volatile.wheel.next_due().map(|tick| WallMs(tick.0)))
-            || is_before(self.volatile.lane.next_due());
+            || is_before(self.volatile.lane.next_due())
+            || is_before(self.volatile.backlog.next_due());
         let memory_bytes_max = self.config.memory_bytes_max / if is_overdue(&(due, id)) { 2 } else { 1 };
         let has_room = || {
             self.live_bytes() < memory_bytes_max
