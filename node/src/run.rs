@@ -17,6 +17,9 @@ use crate::io::{CoreIo, Drained, SEGMENT_COUNT_MAX, Wait};
 /// Bytes read from one stream before the next has its turn.
 const READ_SIZE_BYTES: usize = 256 * 1024;
 
+/// Bytes read from one publisher's stream, where this turn reads a bounded number of them all.
+const BOUNDED_READ_SIZE_BYTES: usize = 8 * 1024;
+
 /// Datagrams received in one turn from which on the next waits a little, to have more of them at once.
 const LOADED_DATAGRAM_COUNT: usize = 4;
 
@@ -145,15 +148,26 @@ impl CoreThread {
     /// Reads every stream that has bytes and may be read, each a bounded amount.
     fn read(&mut self, now: Now) {
         let crowded = self.seat.shared.mesh.is_crowded();
+        let mut left = self.core.intake_size_bytes();
+        let most = if left == usize::MAX { READ_SIZE_BYTES } else { BOUNDED_READ_SIZE_BYTES };
+        // Publishers for whom nothing was left are the first of the next turn.
+        let mut first = Vec::new();
         for _ in 0..self.readable.len() {
             let Some(stream) = self.readable.pop_front() else { break };
-            if !self.core.may_read(stream) || (crowded && self.core.is_publisher(stream)) {
+            let is_publisher = self.core.is_publisher(stream);
+            if !self.core.may_read(stream) || (crowded && is_publisher) {
                 self.readable.push_back(stream);
+                continue;
+            }
+            if left == 0 && is_publisher {
+                first.push(stream);
                 continue;
             }
             let core = &mut self.core;
             let mut violation = None;
-            let outcome = self.quic.read(stream, READ_SIZE_BYTES, |bytes| {
+            let budget = if is_publisher { most.min(left) } else { READ_SIZE_BYTES };
+            let outcome = self.quic.read(stream, budget, |bytes| {
+                left = left.saturating_sub(if is_publisher { bytes.len() } else { 0 });
                 if violation.is_none() {
                     violation = core.bytes(now, stream, bytes).err();
                 }
@@ -181,6 +195,7 @@ impl CoreThread {
                 }
             }
         }
+        first.into_iter().rev().for_each(|stream| self.readable.push_front(stream));
     }
 
     fn close(&mut self, now: Now, conn: ConnKey, code: ErrorCode, reason: &str) {

@@ -240,6 +240,11 @@ impl LoggedShard {
         self.remove_kept_runs();
     }
 
+    /// Whether more is due here than was matched so far.
+    pub(super) fn is_behind(&self) -> bool {
+        self.failure.is_none() && self.shard.is_behind()
+    }
+
     /// Bytes of records that are not durable yet.
     pub(super) fn unlogged_size_bytes(&self) -> usize {
         self.effects.records.len() + self.in_flight.iter().map(|block| block.records.len()).sum::<usize>()

@@ -40,8 +40,12 @@ use logged_shard::LoggedShard;
 pub use logged_shard::{CommitPolicy, ShardFailure};
 pub use mail::{Mail, Parcel};
 
-/// Batches of due events for each shard in one turn: keeps a turn short when a million are due at once.
+/// Batches of due events in one turn, but one for each shard at least: keeps a turn short when a million are due at once.
 const BATCHES_PER_TURN: usize = 16;
+
+/// What is due comes before what is published now: for one byte of events that publishers send while shards are behind,
+/// so many bytes of due ones were matched.
+const DUE_PER_PUBLISHED: u64 = 2;
 
 /// What a core is given at start.
 #[derive(Clone, Debug)]
@@ -83,6 +87,10 @@ pub(crate) struct Inside<S> {
     /// Messages between shards of this core.
     local: VecDeque<(ShardId, Message)>,
     replies: VecDeque<Reply>,
+    /// Bytes that publishers' streams may be read for in the next turn.
+    intake_size_bytes: usize,
+    /// Bytes of events that this core's shards had matched in turns when it was last looked.
+    matched_size_bytes: u64,
     /// The registry's version that every shard here has to hold before a peer is listened to.
     least_version: u64,
     bare: bare::Bare,
@@ -145,6 +153,8 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             mail: (0..config.core_count).map(|_| Mail::default()).collect(),
             local: VecDeque::new(),
             replies: VecDeque::new(),
+            intake_size_bytes: usize::MAX,
+            matched_size_bytes: 0,
             least_version: 0,
             bare: bare::Bare::default(),
             snapshots: hold::Snapshots::default(),
@@ -212,6 +222,14 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         !self.door.is_publisher(stream) || (self.inside.intake_open() && !self.door.is_behind(stream))
     }
 
+    /// Bytes that publishers' streams may be read for in this turn, all together: a bounded number where shards are behind
+    /// with what is due. So whoever publishes to a topic with little to do is not held up for long by another's burst, and
+    /// what is due gets less all the same.
+    #[must_use]
+    pub fn intake_size_bytes(&self) -> usize {
+        self.inside.intake_size_bytes
+    }
+
     /// An operation of [`Core::poll_disk_op`] has ended.
     pub fn disk_completed(&mut self, now: Now, shard: ShardId, completion: DiskCompletion) {
         self.inside.now = now;
@@ -267,18 +285,20 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     /// Ends a turn: what is due fires, routers pick, blocks are closed.
     pub fn finish_turn(&mut self, now: Now) {
         self.inside.now = now;
-        for index in 0..self.inside.shards.len() {
-            for _ in 0..BATCHES_PER_TURN {
-                let Some(logged) = &mut self.inside.shards[index] else { break };
-                logged.maintain(now);
-                let (shard, more) = (logged.id(), logged.shard().is_behind());
-                // What became due is copied into its pushes now, while it is near.
-                self.inside.drain_shard(shard);
-                if !more {
-                    break;
+        let mut left = BATCHES_PER_TURN;
+        let mut is_first = true;
+        let mut more = true;
+        while more && (is_first || left > 0) {
+            more = false;
+            for index in 0..self.inside.shards.len() {
+                if is_first || self.inside.shards[index].as_ref().is_some_and(LoggedShard::is_behind) {
+                    more |= self.inside.maintain(index);
+                    left = left.saturating_sub(1);
                 }
             }
+            is_first = false;
         }
+        self.inside.reckon_intake(more);
         self.settle(now);
         for logged in self.inside.shards.iter_mut().flatten() {
             logged.commit(now);
@@ -461,10 +481,29 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
 
     fn intake_open(&self) -> bool {
         let most = self.config.intake_size_bytes_max;
-        // What is due comes first: where a core can't keep up with both, publishers slow down, not deliveries.
-        let keeps_up = |logged: &LoggedShard| logged.failure().is_some() || !logged.shard().is_behind();
-        self.shards.iter().flatten().all(|logged| logged.unlogged_size_bytes() < most && keeps_up(logged))
+        self.intake_size_bytes > 0
+            && self.shards.iter().flatten().all(|logged| logged.unlogged_size_bytes() < most)
             && self.mail.iter().all(|mail| mail.size_bytes() < most)
+    }
+
+    /// Matches a batch of what is due in a shard. Answers whether more is.
+    fn maintain(&mut self, index: usize) -> bool {
+        let now = self.now;
+        let Some(logged) = &mut self.shards[index] else { return false };
+        logged.maintain(now);
+        let (shard, is_behind) = (logged.id(), logged.is_behind());
+        // What became due is copied into its pushes now, while it is near.
+        self.drain_shard(shard);
+        is_behind
+    }
+
+    /// What is due comes first: where a core can't keep up with both, publishers slow down, not deliveries.
+    fn reckon_intake(&mut self, is_behind: bool) {
+        let shards = self.shards.iter().flatten();
+        let matched = shards.map(|logged| logged.shard().taken_in_turns_size_bytes()).sum();
+        let before = std::mem::replace(&mut self.matched_size_bytes, matched);
+        self.intake_size_bytes =
+            if is_behind { ((matched - before) / DUE_PER_PUBLISHED) as usize } else { usize::MAX };
     }
 
     /// Steps a shard of this core. A stopped one refuses whoever waits.
