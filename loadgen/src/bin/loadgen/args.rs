@@ -143,6 +143,9 @@ pub(crate) struct Args {
     /// Print no progress
     #[arg(long, help_heading = "Results")]
     pub(crate) quiet: bool,
+    /// Events due from this moment on, in ms of the wall clock, are noted one by one.
+    #[arg(skip)]
+    pub(crate) noted_from_ms: Option<u64>,
 }
 
 impl Args {

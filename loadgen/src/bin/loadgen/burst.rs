@@ -10,7 +10,7 @@ use crate::args::Args;
 use crate::clock::wall_ns;
 use crate::node_process::NodeProcess;
 use crate::preload::{Preload, PreloadEvents};
-use crate::report::{self, Outcome, Results};
+use crate::report::{self, Results};
 use crate::run::{CREDIT_BYTES, Run};
 use crate::slo::Metric;
 use crate::units::Rate;
@@ -38,8 +38,10 @@ pub(crate) struct Burst {
     pub(crate) capacity_per_s: f64,
     /// The 99th percentile of the load's lateness alone.
     pub(crate) usual: Duration,
-    /// And while the burst was delivered.
+    /// And of what was due while the burst was delivered: from its due instant to its last arrival.
     pub(crate) beside: Duration,
+    /// How many events that were.
+    pub(crate) beside_count: u64,
 }
 
 impl Burst {
@@ -102,7 +104,8 @@ pub(crate) async fn run(
     };
     head("beside the burst:");
     let window = expected.mul_f64(WINDOW_FACTOR).max(WINDOW_MIN);
-    let beside = Args { warmup: Some(warmup), duration: longest + window, ..args.clone() };
+    let noted_from_ms = Some(due_ms);
+    let beside = Args { warmup: Some(warmup), duration: longest + window, noted_from_ms, ..args.clone() };
     let outcome = Run::load(&beside, node, connected, &args.slo, true).await?;
     let deadline = tokio::time::Instant::now() + DRAIN_WITHIN;
     let burst = loop {
@@ -112,8 +115,12 @@ pub(crate) async fn run(
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    let p99 =
-        |outcome: &Outcome| Duration::from_micros(outcome.all.of(Metric::Lateness).value_at_quantile(0.99));
+    let usual = Duration::from_micros(before.all.of(Metric::Lateness).value_at_quantile(0.99));
+    let last_ms = arrivals.last_ns() / 1_000_000;
+    let noted = outcome.noted.iter().filter(|noted| noted.due_ms <= last_ms);
+    let mut lateness_ns: Vec<u64> = noted.map(|noted| noted.lateness_ns).collect();
+    lateness_ns.sort_unstable();
+    let beside_ns = lateness_ns.get(lateness_ns.len() * 99 / 100).copied().unwrap_or_default();
     let burst = Burst {
         asked: count,
         accepted: burst.tally.acknowledged,
@@ -121,8 +128,9 @@ pub(crate) async fn run(
         early: arrivals.early(),
         drained: Duration::from_nanos(arrivals.last_ns().saturating_sub(due_ms * 1_000_000)),
         capacity_per_s,
-        usual: p99(&before),
-        beside: p99(&outcome),
+        usual,
+        beside: Duration::from_nanos(beside_ns),
+        beside_count: lateness_ns.len() as u64,
     };
     Ok(Results { before: Some(before), outcome: Some(outcome), burst: Some(burst), ..Results::default() })
 }

@@ -59,6 +59,16 @@ pub(crate) struct Judge {
     flights: HashMap<u64, Flight>,
     next_token: u64,
     pub(crate) refused_by_code: BTreeMap<u16, u64>,
+    /// Events that are due from this moment on, in ms of the wall clock, are noted one by one:
+    noted_from_ms: u64,
+    pub(crate) noted: Vec<Noted>,
+}
+
+/// When an event was due, and how late it came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Noted {
+    pub(crate) due_ms: u64,
+    pub(crate) lateness_ns: u64,
 }
 
 impl Judge {
@@ -74,7 +84,14 @@ impl Judge {
             flights: HashMap::new(),
             next_token: 0,
             refused_by_code: BTreeMap::new(),
+            noted_from_ms: u64::MAX,
+            noted: Vec::new(),
         }
+    }
+
+    /// Notes what is due from this moment on, in ms of the wall clock.
+    pub(crate) fn note_from(&mut self, due_ms: u64) {
+        self.noted_from_ms = due_ms;
     }
 
     pub(crate) fn measure_from(&mut self, n: u64) {
@@ -169,6 +186,9 @@ impl Judge {
                 Verdict::First { n, lateness_ns } => {
                     if n >= self.measured_from {
                         self.second.record(Metric::Lateness, lateness_ns);
+                    }
+                    if due.0 >= self.noted_from_ms {
+                        self.noted.push(Noted { due_ms: due.0, lateness_ns });
                     }
                     Some(n)
                 }

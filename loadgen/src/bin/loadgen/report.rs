@@ -18,6 +18,7 @@ pub(crate) use histograms::IntervalLog;
 
 use crate::args::Args;
 use crate::burst::Burst;
+use crate::judge::Noted;
 use crate::measure::Distributions;
 use crate::preload::Preloaded;
 use crate::restart::Restarted;
@@ -92,6 +93,8 @@ pub(crate) struct Outcome {
     pub(crate) drained: bool,
     pub(crate) lost_examples: Vec<u64>,
     pub(crate) refused_by_code: BTreeMap<u16, u64>,
+    /// Events that were to be noted one by one.
+    pub(crate) noted: Vec<Noted>,
     pub(crate) resent: u64,
     pub(crate) datagrams: Datagrams,
     pub(crate) missed_objectives: Vec<String>,

@@ -158,7 +158,9 @@ impl<'a> Run<'a> {
         is_logged: bool,
     ) -> Result<Outcome> {
         let (topics, subscriptions) = create(args, connected).await?;
-        let judge = Arc::new(Mutex::new(Judge::new(args.workload(), args.max_concurrent)));
+        let mut judge = Judge::new(args.workload(), args.max_concurrent);
+        judge.note_from(args.noted_from_ms.unwrap_or(u64::MAX));
+        let judge = Arc::new(Mutex::new(judge));
         let mut tasks = JoinSet::new();
 
         let mut receiving = Vec::new();
@@ -335,6 +337,7 @@ impl<'a> Run<'a> {
             drained,
             lost_examples: judge.outstanding_examples(),
             refused_by_code: judge.refused_by_code.clone(),
+            noted: judge.noted.clone(),
             resent: publishers.iter().map(|publisher| publisher.stats().resent).sum(),
             datagrams,
             last,

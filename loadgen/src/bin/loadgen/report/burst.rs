@@ -19,6 +19,7 @@ pub(super) fn json(burst: &Burst) -> Value {
         "lateness_p99_us": {
             "usual": burst.usual.as_micros() as u64,
             "beside": burst.beside.as_micros() as u64,
+            "beside_events": burst.beside_count,
         },
     })
 }
@@ -40,7 +41,8 @@ pub(super) fn table(burst: &Burst) -> String {
     row("which would have taken", format!("{:.3} s", capacity.as_secs_f64()));
     row("the burst took", times(drained.as_secs_f64(), capacity.as_secs_f64()));
     row("p99(lateness) of the load, without it", time(burst.usual.as_micros() as u64));
-    row("and beside it", time(burst.beside.as_micros() as u64));
+    row("events of the load due until its last dispatch", thousands(burst.beside_count));
+    row("p99(lateness) of these", time(burst.beside.as_micros() as u64));
     row("that is", times(burst.beside.as_secs_f64(), burst.usual.as_secs_f64()));
     if let Some(values) = table.column_mut(1) {
         values.set_cell_alignment(CellAlignment::Right);
