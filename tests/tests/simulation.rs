@@ -67,6 +67,7 @@ fn a_thousand_crashes_break_no_promise() {
     assert!(counts.recovery_crashes > 0 && counts.restarts > 0, "{counts:?}");
     assert!(counts.events > 0 && counts.pushes > counts.events / 2, "{counts:?}");
     assert!(counts.snapshots > 10 && counts.listings > 300, "{counts:?}");
+    assert!(counts.topic_turns > 500, "{counts:?}");
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub struct Counts {
     pub pushes: u64,
     /// Turns of cores.
     pub turns: u64,
+    /// Of these, turns in which events were matched by topics in turn.
+    pub topic_turns: u64,
     /// QUIC connections that a core has established.
     pub connections: u64,
     /// Datagrams sent, either way.
@@ -83,6 +85,7 @@ impl Counts {
         self.events += other.events;
         self.pushes += other.pushes;
         self.turns += other.turns;
+        self.topic_turns += other.topic_turns;
         self.connections += other.connections;
         self.datagrams += other.datagrams;
         self.snapshots += other.snapshots;

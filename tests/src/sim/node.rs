@@ -338,7 +338,14 @@ impl World {
         self.take_stream_bytes(state);
         self.read_streams(state, now)?;
         self.point()?;
+        let shards = (index..self.plan.shards).step_by(usize::from(self.plan.cores));
+        let taken = |core: &SimCore| -> u64 {
+            let shards = shards.clone().filter_map(|shard| core.core.shard(ShardId(shard)));
+            shards.map(escapement_engine::Shard::taken_in_turns_size_bytes).sum()
+        };
+        let before = taken(state);
         state.core.finish_turn(now);
+        self.counts.topic_turns += u64::from(taken(state) > before);
         self.point()?;
         while let Some((shard, op)) = state.core.poll_disk_op() {
             self.submit(shard, op, state);

@@ -96,7 +96,7 @@ impl World {
             }
             let n = self.handed_out;
             self.handed_out += 1;
-            let due_ms = self.true_wall_ms() + self.plan.workload.delay_ms(n);
+            let due_ms = self.plan.due_ms(n, self.true_wall_ms());
             self.judge.published(n, due_ms, self.plan.workload.topic(n) as usize);
             self.publishers[index].unanswered.push_back(Sending { n, again: false });
         }
