@@ -35,6 +35,7 @@ fn config() -> ShardConfig {
         block_size_bytes_max: 512 * 1024,
         horizon_ms: 15 * 60 * 1_000,
         run_size_bytes: 32 << 20,
+        names_run_size_bytes: 1 << 20,
         batch_count_max: 64,
         seed: 1,
     }

@@ -75,6 +75,7 @@ fn core_with_due(hundreds: &[u32]) -> Core<u32> {
             block_size_bytes_max: 64 * 1024,
             horizon_ms: 60_000,
             run_size_bytes: 64 * 1024,
+            names_run_size_bytes: 1 << 20,
             batch_count_max: BATCH,
             seed: 1,
         });

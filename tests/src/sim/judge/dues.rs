@@ -47,6 +47,11 @@ impl Dues {
         self.asked.is_empty()
     }
 
+    /// Whether the last answer came before that moment of that start of the node: what was asked then is answered with it.
+    pub(super) fn was_known_at(&self, asked: Option<(u32, u64)>) -> bool {
+        self.known_at.is_none_or(|known_at| asked.is_some_and(|asked| known_at < asked))
+    }
+
     pub(super) fn is_untouched(&self) -> bool {
         self.known.is_none() && self.asked.is_empty()
     }

@@ -91,6 +91,7 @@ impl Judge {
         let (info, list) = (listed.info, &listing.list);
         let place = self.place_of(info.id)?;
         let due_ms = self.events[&place.n].due_ms.max(place.accepted_ms);
+        let is_known = place.dues.was_known_at(clock.map(|(then_ms, _)| (self.incarnation, then_ms)));
         let clock = clock.filter(|_| place.dues.is_untouched() && place.acked.is_some());
         let is_early = clock.is_some_and(|(_, now_ms)| info.state != TaskState::Scheduled && now_ms < due_ms);
         let is_late =
@@ -107,7 +108,7 @@ impl Judge {
             Some("it is of another topic")
         } else if !list.ordering_key.is_empty() && list.ordering_key != key {
             Some("it has another key")
-        } else if place.acked.is_some() && !place.dues.may_be(info.due.0, due_ms) {
+        } else if place.acked.is_some() && is_known && !place.dues.may_be(info.due.0, due_ms) {
             Some("it is due at another time")
         } else if !(list.from..list.until).contains(&info.due) {
             Some("it is due at a time that was not asked for")
@@ -168,6 +169,7 @@ impl Judge {
             return;
         };
         let info = detail.info;
+        let is_known = place.dues.was_known_at(clock.map(|(then_ms, _)| (self.incarnation, then_ms)));
         let clock = clock.filter(|_| place.dues.is_untouched());
         let is_early = clock.is_some_and(|(_, now_ms)| info.state != TaskState::Scheduled && now_ms < due_ms);
         let is_late =
@@ -180,7 +182,7 @@ impl Judge {
             "it was cancelled before"
         } else if info.id != event || topic.is_some_and(|topic| topic != info.topic) || is_another {
             "it is another event"
-        } else if !place.dues.may_be(info.due.0, due_ms) {
+        } else if is_known && !place.dues.may_be(info.due.0, due_ms) {
             "it is due at another time"
         } else if is_early || is_late {
             "it is in another state"
