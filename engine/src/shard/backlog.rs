@@ -279,6 +279,7 @@ impl Shard {
         let table = &self.durable.table;
         let Volatile { now, wheel, fenced, rescheduling, backlog, sequences, .. } = &mut self.volatile;
         let due_of = |key: u64| table.get(Sequence(key)).map(|entry| Tick(entry.due.0));
+        sequences.clear();
         wheel.take_due(Tick(now.wall.0), SORT_COUNT, due_of, |tick, keys| {
             let due = WallMs(tick.0);
             // What is due together mostly has one topic.
