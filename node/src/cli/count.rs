@@ -82,7 +82,7 @@ fn due(args: &CountArgs, out: &Output) -> Result<(), Failure> {
 /// A span as people write it.
 fn within(ms: u64) -> String {
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-    let unit = units.iter().find(|(unit_ms, _)| ms >= *unit_ms && ms % unit_ms == 0);
+    let unit = units.iter().find(|(unit_ms, _)| ms >= *unit_ms && ms.is_multiple_of(*unit_ms));
     match (ms, unit) {
         (0, _) => "due".to_owned(),
         (ms, Some((unit_ms, name))) => format!("{}{name}", ms / unit_ms),
