@@ -3,10 +3,19 @@
 use escapement_protocol::frame::{
     Counts, DUE_WITHIN_MS, DueCount, EventDetail, EventPage, ListEvents, Query, QueryAnswer,
 };
-use escapement_protocol::{EventId, ShardId, SubscriptionId, TopicId};
+use escapement_protocol::{ErrorCode, EventId, ShardId, SubscriptionId, TopicId};
 
 use crate::link::unexpected;
 use crate::{Client, ClientError};
+
+/// What [`Client::count`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// Sums over the shards that serve.
+    pub counts: Counts,
+    /// Shards that are out of service: what is pending there is not in the sums.
+    pub missing: Vec<ShardId>,
+}
 
 /// Questions about pending events. They change nothing, and the answers are from what is durable.
 impl Client {
@@ -31,19 +40,27 @@ impl Client {
     /// ended without a task, as by a cancellation. Sums of what each shard counts at the moment that it is asked.
     ///
     /// # Errors
-    /// A shard does not serve, or a lost connection.
+    /// No shard serves, or a lost connection.
     pub async fn count(
         &self,
         topic: Option<TopicId>,
         subscription: Option<SubscriptionId>,
-    ) -> Result<Counts, ClientError> {
+    ) -> Result<NodeCounts, ClientError> {
         let home = self.home().await?;
         let (topic, subscription) = (topic.unwrap_or_default(), subscription.unwrap_or_default());
-        let mut sum = Counts::default();
-        for shard in (0..home.info().shard_count).map(ShardId) {
-            match home.query(Query::Count { shard, topic, subscription }).await? {
-                QueryAnswer::Count(counts) => sum.add(&counts),
-                _ => return Err(unexpected()),
+        let mut sum = NodeCounts::default();
+        let shard_count = home.info().shard_count;
+        for shard in (0..shard_count).map(ShardId) {
+            match home.query(Query::Count { shard, topic, subscription }).await {
+                Ok(QueryAnswer::Count(counts)) => sum.counts.add(&counts),
+                Ok(_) => return Err(unexpected()),
+                Err(error) => {
+                    let is_out = error.code() == Some(ErrorCode::Unavailable);
+                    if !is_out || sum.missing.len() + 1 == usize::from(shard_count) {
+                        return Err(error);
+                    }
+                    sum.missing.push(shard);
+                }
             }
         }
         Ok(sum)

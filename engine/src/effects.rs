@@ -188,6 +188,11 @@ pub enum Message {
         /// Up to which version.
         version: u64,
     },
+    /// To every shard that serves: another one is out of service until the next start, and nothing more comes from it.
+    Out {
+        /// Which shard.
+        shard: ShardId,
+    },
 }
 
 /// One push: the event's shard knows the bytes, the session's core sends them.

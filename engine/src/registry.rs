@@ -41,7 +41,8 @@ pub struct Subscription {
 /// The control objects, versioned as a whole: each change makes the next version.
 #[derive(Clone, Debug)]
 pub struct Registry {
-    shard_count: u16,
+    /// Shards among which subscriptions have their owners.
+    serving: Vec<ShardId>,
     version: u64,
     topics: HashMap<TopicId, Topic>,
     topic_names: HashMap<String, TopicId>,
@@ -53,11 +54,11 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Without objects, for a node of so many shards.
+    /// Without objects, for a node of so many shards, all of which serve.
     #[must_use]
     pub fn new(shard_count: u16) -> Self {
         Registry {
-            shard_count,
+            serving: (0..shard_count).map(ShardId).collect(),
             version: 0,
             topics: HashMap::new(),
             topic_names: HashMap::new(),
@@ -65,6 +66,21 @@ impl Registry {
             subscription_names: HashMap::new(),
             orphans: Vec::new(),
         }
+    }
+
+    /// Only these shards serve, and own subscriptions.
+    pub(crate) fn set_serving(&mut self, serving: Vec<ShardId>) {
+        self.serving = serving;
+        for topic in self.topics.values_mut() {
+            for (id, owner) in &mut topic.subscriptions {
+                *owner = owner_of(*id, &self.serving);
+            }
+        }
+    }
+
+    /// The shard whose router decides for a subscription.
+    pub(crate) fn owner_of(&self, id: SubscriptionId) -> ShardId {
+        owner_of(id, &self.serving)
     }
 
     /// Version of the newest change.
@@ -162,7 +178,7 @@ impl Registry {
             None => self.orphans.push(id),
             Some(topic) => {
                 if let Err(at) = topic.subscriptions.binary_search_by_key(&id, |held| held.0) {
-                    topic.subscriptions.insert(at, (id, owner_of(id, self.shard_count)));
+                    topic.subscriptions.insert(at, (id, owner_of(id, &self.serving)));
                 }
             }
         }
@@ -219,18 +235,18 @@ impl Registry {
     }
 }
 
-/// The shard whose router decides for a subscription: rendezvous hashing, so that a change of the
-/// shard count moves as few subscriptions as can be.
+/// The shard, of those that serve, whose router decides for a subscription: rendezvous hashing, so that where one is out
+/// no subscription moves but those that it had.
 ///
 /// # Panics
-/// If `shard_count` is 0.
+/// If none serves.
 #[must_use]
-pub fn owner_of(subscription: SubscriptionId, shard_count: u16) -> ShardId {
-    let weight = |shard: u16| {
+pub fn owner_of(subscription: SubscriptionId, serving: &[ShardId]) -> ShardId {
+    let weight = |shard: ShardId| {
         let mut bytes = [0; 6];
         bytes[..4].copy_from_slice(&subscription.0.to_le_bytes());
-        bytes[4..].copy_from_slice(&shard.to_le_bytes());
+        bytes[4..].copy_from_slice(&shard.0.to_le_bytes());
         xxhash_rust::xxh3::xxh3_64(&bytes)
     };
-    ShardId((0..shard_count).max_by_key(|shard| weight(*shard)).expect("a node has at least one shard"))
+    serving.iter().copied().max_by_key(|shard| weight(*shard)).expect("a node has at least one shard")
 }

@@ -2,15 +2,19 @@
 //!
 //! | what happens | what the cores do |
 //! |---|---|
-//! | a drain is asked for, or a shard stops | end what runs, sync, and end together |
+//! | a drain is asked for, or the last shard stops | end what runs, sync, and end together |
+//! | a shard stops, and others serve | go on |
 //! | a core cannot start | end at once: nobody was told of this node |
 //! | a core panics | end at once, without another turn: what a core with a bug has told them cannot be relied on |
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use escapement_protocol::ShardId;
 
 use crate::io::NodeClock;
 use crate::mesh::Mesh;
@@ -28,10 +32,20 @@ pub(crate) struct Shared {
     pub(crate) busy_cores: AtomicU32,
     /// What an operator is to be told, until somebody looks.
     notices: Mutex<Vec<String>>,
+    /// Shards that serve.
+    serving: AtomicU32,
+    /// Shards that are out of service, and why.
+    out: Mutex<BTreeMap<ShardId, String>>,
 }
 
 impl Shared {
-    pub(crate) fn new(core_count: u16, clock: Arc<NodeClock>) -> Shared {
+    /// Of cores that are about to start; `out` are the shards that were refused, of `shard_count`.
+    pub(crate) fn new(
+        core_count: u16,
+        clock: Arc<NodeClock>,
+        shard_count: u16,
+        out: BTreeMap<ShardId, String>,
+    ) -> Shared {
         Shared {
             mesh: Mesh::new(core_count),
             clock,
@@ -39,6 +53,8 @@ impl Shared {
             ending: AtomicBool::new(false),
             busy_cores: AtomicU32::new(u32::from(core_count)),
             notices: Mutex::default(),
+            serving: AtomicU32::new(u32::from(shard_count) - out.len() as u32),
+            out: Mutex::new(out),
         }
     }
 
@@ -63,6 +79,26 @@ impl Shared {
     /// Leaves a notice for the operator. Rare: it takes a lock.
     pub(crate) fn tell(&self, notice: String) {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+    }
+
+    /// A shard has stopped. The others go on, as long as there are any.
+    pub(crate) fn shard_stopped(&self, shard: ShardId, why: String) {
+        let ShardId(number) = shard;
+        self.tell(format!("shard {number} has stopped: {why}"));
+        self.out.lock().unwrap_or_else(PoisonError::into_inner).insert(shard, why);
+        if self.serving.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.drain();
+        } else {
+            self.tell(format!(
+                "the other shards go on. Shard {number} is out of service until a restart, which recovers it or says what is \
+                 damaged; subscriptions that it decides for get nothing until then"
+            ));
+        }
+    }
+
+    /// Which shards are out of service, if any are.
+    pub(crate) fn out(&self) -> Vec<ShardId> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     /// The notices since the last look.
@@ -169,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_wait_for_the_cores_looks_until_the_last_has_ended() {
-        let shared = Arc::new(Shared::new(2, Arc::new(NodeClock::start(None, false).unwrap())));
+        let shared = Arc::new(Shared::new(2, Arc::new(NodeClock::start(None, false).unwrap()), 2, BTreeMap::new()));
         let seat = |index| Seat {
             index,
             core_count: 2,

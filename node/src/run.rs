@@ -50,6 +50,8 @@ pub(crate) struct CoreThread {
     datagram: Vec<u8>,
     drain_until: Option<MonoNs>,
     reported_quiet: bool,
+    /// Shards of this core that have stopped, as far as the others were told.
+    stopped: Vec<ShardId>,
 }
 
 impl CoreThread {
@@ -66,10 +68,11 @@ impl CoreThread {
             datagram: Vec::with_capacity(64 * 1024),
             drain_until: None,
             reported_quiet: false,
+            stopped: Vec::new(),
         }
     }
 
-    /// Turns until a drain has ended, a shard has failed on some core, or the node ends at once.
+    /// Turns until a drain has ended, no shard is left that serves, or the node ends at once.
     pub(crate) fn run(mut self) -> CoreEnd {
         let mut received = Drained::default();
         loop {
@@ -261,10 +264,13 @@ impl CoreThread {
         self.seat.shared.clock.now().mono
     }
 
-    /// Whether this core's work is over: after a drain, or because a shard somewhere has failed.
+    /// Whether this core's work is over: after a drain, or because no shard is left that serves.
     fn ended(&mut self, now: Now) -> Option<CoreEnd> {
-        if self.core.failures().next().is_some() {
-            self.seat.shared.drain();
+        for (shard, failure) in self.core.failures() {
+            if !self.stopped.contains(&shard) {
+                self.stopped.push(shard);
+                self.seat.shared.shard_stopped(shard, failure.to_string());
+            }
         }
         if !self.seat.shared.is_draining() {
             return None;

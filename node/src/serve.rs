@@ -47,6 +47,9 @@ const NAMES_RUN_SHARE: usize = 16;
 /// How often it is looked whether an operator has to know something.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// After how many looks it is said again which shards are out of service.
+const OUT_AGAIN_LOOKS: u32 = 600;
+
 /// A node that takes connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
@@ -56,12 +59,18 @@ pub struct Ready {
     pub cert_sha256: String,
     /// How long the start took, in ms.
     pub start_ms: u64,
+    /// Shards that it has.
+    pub shard_count: u16,
+    /// Of these, such that were refused and are out of service.
+    pub out: Vec<ShardId>,
 }
 
 /// How serving ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServeEnd {
-    /// Shards that stopped while serving, and why. Not empty: the node ended by itself.
+    /// Shards that were refused at the start, and why.
+    pub refused: Vec<(ShardId, String)>,
+    /// Shards that stopped while serving, and why. Where no other served, the node ended by itself.
     pub failures: Vec<(ShardId, String)>,
     /// Whether attempts were still running when the drain's time was over: their tasks will be redelivered.
     pub cut_short: bool,
@@ -160,19 +169,21 @@ fn serve_with(
     let sockets = io::bind_cores(config.listen, usize::from(core_count))?;
     let addr = sockets[0].local_addr();
 
-    let mut recovered = recover(config, data, &on_notice)?;
+    let (mut recovered, refused) = recover(config, data, &on_notice)?;
     let leader = recovered.iter().flatten().map(|shard| shard.leader_time).max().filter(|time| time.0 > 0);
     let clock = Arc::new(NodeClock::start(leader, config.trust_clock)?);
     let now = clock.now();
+    let epoch = fence_epoch(data, &recovered);
     for shard in recovered.iter_mut().flatten() {
-        shard.shard.recovered(now, shard.epoch);
+        shard.shard.recovered(now, epoch);
     }
     let pending: u64 = recovered.iter().flatten().map(|shard| shard.shard.stats().pending).sum();
     on_notice(&format!("recovered {pending} pending events in {} ms", started.elapsed().as_millis()));
 
     let host = host_kind(config, &on_notice);
-    let shared = Arc::new(Shared::new(core_count, Arc::clone(&clock)));
-    let plans = plan(config, data, recovered, sockets, &clock, &tls, now, host)?;
+    let out = refused.iter().cloned().collect();
+    let shared = Arc::new(Shared::new(core_count, Arc::clone(&clock), shard_count, out));
+    let plans = plan(config, data, (recovered, epoch), sockets, &clock, &tls, now, host)?;
     let seat = |index| Seat {
         index,
         core_count,
@@ -183,20 +194,48 @@ fn serve_with(
     let cores = Cores::start(&shared, (0..core_count).map(seat).zip(plans).collect(), body)?;
     control.attach(&shared);
     let start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    on_ready(&Ready { addr, cert_sha256: tls.fingerprint(), start_ms });
+    let out = shared.out();
+    on_ready(&Ready { addr, cert_sha256: tls.fingerprint(), start_ms, shard_count, out });
     let mut clock_notice = ClockNotice::default();
+    let mut looks = 0;
     cores.wait(LOOK_EVERY, || {
         if let Some(notice) = clock_notice.of(clock.status()) {
             on_notice(&notice);
         }
         shared.take_notices().iter().for_each(|notice| on_notice(notice));
+        looks += 1;
+        if looks % OUT_AGAIN_LOOKS == 0 && !shared.out().is_empty() {
+            on_notice(&format!("still {}: see above why", out_of_service(&shared.out(), shard_count)));
+        }
     });
-    let mut end = ServeEnd::default();
+    let mut end = ServeEnd { refused, ..ServeEnd::default() };
     for core in cores.join()? {
         end.cut_short |= core.cut_short;
         end.failures.extend(core.failures.into_iter().map(|(shard, why)| (shard, why.to_string())));
     }
     Ok(end)
+}
+
+/// Which shards are out of service, in words.
+pub(crate) fn out_of_service(out: &[ShardId], shard_count: u16) -> String {
+    let numbers: Vec<String> = out.iter().map(|shard| shard.0.to_string()).collect();
+    let (shards, are) = if out.len() == 1 { ("shard", "is") } else { ("shards", "are") };
+    format!("{shards} {} of {shard_count} {are} out of service", numbers.join(", "))
+}
+
+/// The epoch of this start's fences: above that of every earlier start. No shard's own epoch does for that, since it rises
+/// only in starts in which the shard served, and another may have had its subscriptions meanwhile. The node's falls only
+/// if the shard that had the highest loses all copies of its `SUPER`, while others missed starts that it had.
+fn fence_epoch(data: &DataDir, recovered: &[Option<Recovered>]) -> Epoch {
+    let epochs = (0..).zip(recovered).filter_map(|(shard, recovered)| match recovered {
+        Some(recovered) => Some(recovered.epoch),
+        None => {
+            let mut dir = FsDirectory::new(data.shard_dir(ShardId(shard)));
+            let last = escapement_wal::last_epoch(&mut dir, data.log_identity(ShardId(shard)));
+            last.ok().map(|epoch| Epoch(epoch.0 + 1))
+        }
+    });
+    epochs.max().unwrap_or_default()
 }
 
 /// Whether a node of this configuration could listen, as far as that can be known without its data: the certificate
@@ -243,12 +282,15 @@ fn wal_config(config: &NodeConfig, shard_count: u16) -> WalConfig {
     }
 }
 
+/// Shards that were refused, and why.
+type Refused = Vec<(ShardId, String)>;
+
 /// Recovers every shard, each on its own thread. A shard that refuses leaves the others serving.
 fn recover(
     config: &NodeConfig,
     data: &DataDir,
     on_notice: &impl Fn(&str),
-) -> Result<Vec<Option<Recovered>>, ServeError> {
+) -> Result<(Vec<Option<Recovered>>, Refused), ServeError> {
     let shard_count = data.shard_count();
     let wal = wal_config(config, shard_count);
     let memory_bytes_max = (config.memory_bytes(shard_count) / u64::from(shard_count)) as usize;
@@ -259,7 +301,7 @@ fn recover(
         let (ended, ends) = channel();
         let threads: Vec<_> = (0..shard_count)
             .map(|shard| {
-                let identity = LogIdentity { cluster: data.cluster(), shard: ShardId(shard), shard_count };
+                let identity = data.log_identity(ShardId(shard));
                 let config = ShardConfig {
                     shard: ShardId(shard),
                     shard_count,
@@ -294,21 +336,30 @@ fn recover(
     });
     let mut refused = Vec::new();
     let mut recovered = Vec::new();
-    for (shard, result) in results.into_iter().enumerate() {
+    for (shard, result) in (0..).zip(results) {
         match result {
             Ok(shard) => recovered.push(Some(shard)),
             Err(why) => {
                 on_notice(&format!("shard {shard} is not serving: {why}"));
-                refused.push(format!("shard {shard}: {why}"));
+                refused.push((ShardId(shard), why));
                 recovered.push(None);
             }
         }
     }
     tell_losses(config.accept_loss, &recovered, !refused.is_empty(), on_notice);
     if recovered.iter().all(Option::is_none) {
-        return Err(ServeError::NoShard(refused));
+        let refused = refused.into_iter().map(|(shard, why)| format!("shard {}: {why}", shard.0));
+        return Err(ServeError::NoShard(refused.collect()));
     }
-    Ok(recovered)
+    if !refused.is_empty() {
+        let out: Vec<ShardId> = refused.iter().map(|(shard, _)| *shard).collect();
+        on_notice(&format!(
+            "{}, and the others go on; nothing of it is changed. Stop the node, and run `escapement repair {}`",
+            out_of_service(&out, shard_count),
+            data.path().display()
+        ));
+    }
+    Ok((recovered, refused))
 }
 
 /// Says what was given up, and where a token was given for nothing.
@@ -357,12 +408,14 @@ fn recover_shard(
             unread = replayed.err().map(|error| (block.seq, error));
         }
     };
-    let opened = escapement_wal::open(&mut dir, identity, wal, &mut visit);
-    let (log, report) = opened.map_err(|error| explained(&error))?;
+    let read = escapement_wal::read(&mut dir, identity, wal, &mut visit);
+    let read = read.map_err(|error| explained(&error))?;
+    // A shard that is refused is left as it is: the log too, where it is a run that is damaged.
     if let Some((block, error)) = unread {
         return Err(format!("block {block}: {error}"));
     }
     shard.replayed().map_err(|error| error.to_string())?;
+    let (log, report) = read.open(&mut dir).map_err(|error| explained(&error))?;
     remove_left_over(&mut dir, &shard)
         .map_err(|error| format!("removing what is left over in far: {error}"))?;
     progress.done();
@@ -388,7 +441,7 @@ struct Plan {
 fn plan(
     config: &NodeConfig,
     data: &DataDir,
-    recovered: Vec<Option<Recovered>>,
+    (recovered, epoch): (Vec<Option<Recovered>>, Epoch),
     sockets: Vec<CoreSocket>,
     clock: &Arc<NodeClock>,
     tls: &ServerTls,
@@ -398,7 +451,7 @@ fn plan(
     let shard_count = data.shard_count();
     let quic_core_count = core_count(config, shard_count)?;
     let core_count = u16::from(quic_core_count);
-    let epochs: Vec<Option<Epoch>> = recovered.iter().map(|shard| shard.as_ref().map(|s| s.epoch)).collect();
+    let epochs: Vec<Option<Epoch>> = recovered.iter().map(|shard| shard.as_ref().map(|_| epoch)).collect();
     let (version, control) = newest_control(recovered.iter().flatten().map(|shard| &shard.shard));
     let registries = recovered.iter().flatten().map(|shard| shard.shard.registry());
     let registry = registries.max_by_key(|registry| registry.version()).cloned();

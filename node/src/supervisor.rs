@@ -35,6 +35,11 @@ impl Supervisor {
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
+    /// Something that an operator has to know has happened since.
+    pub(crate) fn status(&self, text: &str) {
+        self.send(&format!("STATUS={text}"));
+    }
+
     fn send(&self, text: &str) {
         if let Some((socket, addr)) = &self.socket {
             // A manager that does not listen is no reason not to serve.
@@ -72,6 +77,8 @@ mod tests {
         };
         assert_eq!(next(), "STATUS=recovering\nEXTEND_TIMEOUT_USEC=30000000");
         assert_eq!(next(), "READY=1\nSTATUS=listening");
+        supervisor.status("a shard has stopped");
+        assert_eq!(next(), "STATUS=a shard has stopped");
     }
 
     #[test]

@@ -127,6 +127,9 @@ impl Router {
 
     /// The attempt counts: backoff, or the end where it was the last.
     fn retry(&mut self, now: MonoNs, index: u32, retry_after_ms: u32) {
+        if self.is_forgotten(index) {
+            return self.release(now, index);
+        }
         if self.is_exhausted(index) {
             return self.complete(now, index, Outcome::AttemptsExhausted);
         }
@@ -143,6 +146,11 @@ impl Router {
         self.again(now, index, next_due);
     }
 
+    /// Whether a task's shard is out of service.
+    fn is_forgotten(&self, index: u32) -> bool {
+        !self.forgotten.is_empty() && self.forgotten.contains(&self.pool[index].task.shard)
+    }
+
     /// Whether no further attempt is allowed, or could be numbered.
     pub(crate) fn is_exhausted(&mut self, index: u32) -> bool {
         let node = &self.pool[index];
@@ -153,6 +161,9 @@ impl Router {
 
     /// The attempt does not count: the task goes to the front at once.
     pub(crate) fn excuse(&mut self, now: MonoNs, index: u32) {
+        if self.is_forgotten(index) {
+            return self.release(now, index);
+        }
         let task = &mut self.pool[index].task;
         if task.excused >= EXCUSED_ATTEMPTS_MAX || task.attempt == u16::MAX {
             return self.retry(now, index, 0);

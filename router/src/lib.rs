@@ -67,6 +67,8 @@ pub struct Router {
     deadlines: Timers,
     /// Decided, and not yet handed out.
     decided: Vec<Decision>,
+    /// Shards whose tasks were forgotten. There are hardly ever any.
+    forgotten: Vec<ShardId>,
     random: u64,
 }
 
@@ -95,6 +97,7 @@ impl Router {
             backoffs: Timers::default(),
             deadlines: Timers::default(),
             decided: Vec::new(),
+            forgotten: Vec::new(),
             random: seed,
         }
     }
@@ -185,20 +188,10 @@ impl Router {
             return Withdrawn::NotHere;
         };
         let node = &self.pool[index];
-        match node.state {
-            State::Running => return Withdrawn::Running { attempt: node.task.attempt + 1 },
-            State::Blocked => {
-                subscription.apart.keys.remove_blocked(&mut self.pool, index);
-                self.drop_task(index);
-            }
-            State::Ready | State::Backoff => {
-                self.unlist(index);
-                // Without the time, a next task of the key that may not go before some moment backs off,
-                // and the next run finds that the moment has come.
-                self.release(MonoNs(0), index);
-            }
-            State::Free => unreachable!("lists hold no free nodes"),
+        if node.state == State::Running {
+            return Withdrawn::Running { attempt: node.task.attempt + 1 };
         }
+        self.take_back(index);
         // The failure of its last attempt, if still to be handed out, would come after the removal.
         self.decided.retain(|decision| match decision {
             Decision::AttemptFailed { subscription, task, .. } => {
@@ -207,6 +200,48 @@ impl Router {
             _ => true,
         });
         Withdrawn::Removed
+    }
+
+    /// Takes back every task of a shard that is out of service, as [`Router::withdraw`] does. An attempt that is out keeps
+    /// its slot until it ends; then its task goes too, whatever the result. Offer no task of that shard after this.
+    pub fn forget(&mut self, shard: ShardId) {
+        self.forgotten.push(shard);
+        for at in 0..self.subscriptions.len() {
+            let Some(subscription) = &self.subscriptions[at] else { continue };
+            let tasks = subscription.all(&self.pool, &self.sessions);
+            let tasks: Vec<u32> = tasks.filter(|index| self.pool[*index].task.shard == shard).collect();
+            for index in tasks {
+                if self.pool[index].state != State::Running {
+                    self.take_back(index);
+                }
+            }
+        }
+        self.decided.retain(|decision| match decision {
+            Decision::AttemptFailed { task, .. } => task.shard != shard,
+            _ => true,
+        });
+    }
+
+    /// Forgets a task that waits.
+    fn take_back(&mut self, index: u32) {
+        let node = &self.pool[index];
+        match node.state {
+            State::Blocked => {
+                let at = node.subscription;
+                subscription_mut(&mut self.subscriptions, at)
+                    .apart
+                    .keys
+                    .remove_blocked(&mut self.pool, index);
+                self.drop_task(index);
+            }
+            State::Ready | State::Backoff => {
+                self.unlist(index);
+                // Without the time, a next task of the key that may not go before some moment backs off,
+                // and the next run finds that the moment has come.
+                self.release(MonoNs(0), index);
+            }
+            State::Running | State::Free => unreachable!("only what waits is taken back"),
+        }
     }
 
     /// When [`Router::run`] must next be called though nothing comes in. It may be early, never late.

@@ -73,6 +73,7 @@ fn a_thousand_crashes_break_no_promise() {
     assert!(counts.events > 0 && counts.pushes > counts.events / 2, "{counts:?}");
     assert!(counts.snapshots > 10 && counts.listings > 300, "{counts:?}");
     assert!(counts.topic_turns > 20, "{counts:?}");
+    assert!(counts.shards_out > 10, "{counts:?}");
 }
 
 #[test]
@@ -180,4 +181,5 @@ found! {
     a_rescheduling_that_recovery_forgets_is_noticed: RescheduleForgotten within 20;
     a_copy_that_forgets_a_rescheduling_is_noticed: RescheduleNotCopied within 80;
     a_due_time_that_pushes_do_not_say_is_noticed: RescheduledDueLost within 5;
+    an_epoch_that_does_not_rise_for_a_stand_in_is_noticed: EpochOfOneLog within 200;
 }

@@ -38,5 +38,7 @@ pub use format::BlockKind;
 pub use fs::FsDirectory;
 pub use local::{LocalWal, LogUsage};
 pub use log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
-pub use recovery::{Loss, OpenError, RecoveredBlock, RecoveryReport, check, format as format_log, open};
+pub use recovery::{
+    Loss, OpenError, ReadLog, RecoveredBlock, RecoveryReport, check, format as format_log, last_epoch, open, read,
+};
 pub use snapshot::{COPY_EPOCH_STEP, CopiedLog, CopyError, LogCut, check_copy, copy_log};

@@ -310,7 +310,8 @@ impl LaneState {
             let index = sealed.answered + (item - sealed.first_item) as u32;
             if let Some(exception) = exceptions.next_if(|exception| exception.item == item) {
                 sealed.receipt.refuse(index, exception);
-                if exception.code == ErrorCode::ResourceExhausted as u16 && !ack.exhausted.is_empty() {
+                let explained = [ErrorCode::ResourceExhausted as u16, ErrorCode::Unavailable as u16];
+                if explained.contains(&exception.code) && !ack.exhausted.is_empty() {
                     let words = exhausted.get_or_insert_with(|| ack.exhausted.into());
                     sealed.receipt.exhausted = Some(Arc::clone(words));
                 }

@@ -75,7 +75,8 @@ pub struct BatchReceipt {
     pub refusals: Vec<Refusal>,
     /// How safe the accepted ones are: the last acknowledgement's word.
     pub durability: Option<Durability>,
-    /// Which limits the events met that were refused with [`ErrorCode::ResourceExhausted`], in the node's words.
+    /// Which limits the events met that were refused with [`ErrorCode::ResourceExhausted`], and which shards are out of
+    /// service where it was [`ErrorCode::Unavailable`], in the node's words.
     pub exhausted: Option<Arc<str>>,
     /// Whether the batch was sent more than once, so that events of it may be stored twice.
     pub resent: bool,
@@ -113,7 +114,14 @@ impl BatchReceipt {
     /// Why an event was refused: in the node's words, where it sent some.
     pub(super) fn words_of(&self, refusal: Refusal) -> &str {
         match &self.exhausted {
-            Some(words) if refusal.code() == Some(ErrorCode::ResourceExhausted) => words,
+            Some(words)
+                if matches!(
+                    refusal.code(),
+                    Some(ErrorCode::ResourceExhausted | ErrorCode::Unavailable)
+                ) =>
+            {
+                words
+            }
             _ => refused_event(refusal.number),
         }
     }

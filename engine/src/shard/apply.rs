@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use escapement_protocol::{Outcome, Sequence, ShardId, SubscriptionId, TopicId, WallMs};
 
-use super::{Shard, owner_of};
+use super::Shard;
 use crate::effects::{Effects, Message};
 use crate::far::{NoRuns, RunError, RunFiles};
 use crate::record::{Forward, Record, RecordError, TaskProgress, published_events, records};
@@ -300,7 +300,7 @@ impl Shard {
             return;
         }
         if let Record::Subscription { id, settings, .. } = record
-            && owner_of(*id, self.config.shard_count) == self.config.shard
+            && self.durable.registry.owner_of(*id) == self.config.shard
         {
             self.router.upsert(*id, settings);
             self.take_early(*id, out);

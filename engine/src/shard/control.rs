@@ -33,9 +33,49 @@ impl Pending {
 
 impl Shard {
     /// Says which shards serve, where not all do: a change waits for no others, as they catch up before they
-    /// serve. Call before the first step.
+    /// serve, and only these own subscriptions. Call before the first step.
     pub fn set_serving(&mut self, serving: impl IntoIterator<Item = ShardId>) {
-        self.volatile.control.serving = serving.into_iter().collect();
+        let serving: Vec<ShardId> = serving.into_iter().collect();
+        self.volatile.control.serving.clone_from(&serving);
+        self.durable.registry.set_serving(serving);
+        self.take_subscriptions();
+    }
+
+    /// The router gets every subscription that this shard owns.
+    pub(super) fn take_subscriptions(&mut self) {
+        let registry = &self.durable.registry;
+        for subscription in registry.subscriptions() {
+            if registry.owner_of(subscription.id) == self.config.shard {
+                self.router.upsert(subscription.id, &subscription.settings);
+            }
+        }
+    }
+
+    /// Another shard is out of service until the next start: nothing is waited for from it, and its tasks are forgotten
+    /// here, as they will be due again where they are. Subscriptions that it owns wait for it.
+    pub(super) fn shard_out(&mut self, out_shard: ShardId, out: &mut Effects) {
+        self.router.forget(out_shard);
+        self.volatile.early.retain(|early| match early {
+            Message::Offer { task, .. } => task.shard != out_shard,
+            Message::Expire { shard, .. } => *shard != out_shard,
+            _ => true,
+        });
+        let control = &mut self.volatile.control;
+        control.serving.retain(|shard| *shard != out_shard);
+        let versions: Vec<u64> = control.changes.iter().map(|change| change.version).collect();
+        for version in versions {
+            self.control_durable(out_shard, version, out);
+        }
+    }
+
+    /// Who waits for an answer that this shard, which has stopped, will not give: but for those whose answers were decided
+    /// and wait for the disk.
+    pub fn take_waiting(&mut self) -> Vec<Ticket> {
+        let changes = std::mem::take(&mut self.volatile.control.changes);
+        let mut tickets: Vec<Ticket> = changes.into_iter().flat_map(|change| change.tickets).collect();
+        self.volatile.far.take_waiting(&mut tickets);
+        self.volatile.naming.take_waiting(&mut tickets);
+        tickets
     }
 
     pub(super) fn admin(&mut self, ticket: Ticket, request: AdminRequest, out: &mut Effects) {

@@ -91,7 +91,7 @@ impl Shard {
         out: &mut Effects,
     ) {
         let (shard, mono) = (self.config.shard, self.volatile.now.mono);
-        let owner = super::owner_of(subscription, self.config.shard_count);
+        let owner = self.durable.registry.owner_of(subscription);
         if owner == shard {
             self.router.expire_task(mono, subscription, (shard, sequence), unsent);
         } else {

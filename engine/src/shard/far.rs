@@ -18,7 +18,7 @@ use super::ledger::Place;
 use super::list::Page;
 use super::names::Probe;
 use super::{Durable, Shard};
-use crate::effects::Effects;
+use crate::effects::{Effects, Ticket};
 use crate::far::format::{RunBlock, RunFooter};
 use crate::far::{Closing, FarBuffer, Key, RunError, RunFiles, RunId, RunOp, RunTicket};
 use crate::wheel::Tick;
@@ -145,6 +145,17 @@ impl Far {
         let is_coming = self.awaited.is_some_and(|(_, count)| self.flush_count < count);
         self.is_wanted |= is_coming && !self.buffer.is_empty();
         is_coming && (self.flush.is_some() || !self.buffer.is_empty())
+    }
+
+    /// Who waits for an event to be looked up, by ascending ticket.
+    pub(super) fn take_waiting(&mut self, tickets: &mut Vec<Ticket>) {
+        let read = self.purposes.values().filter_map(|purpose| match purpose {
+            Purpose::LookUp { look_up, .. } => Some(look_up.ticket),
+            _ => None,
+        });
+        let mut looking: Vec<Ticket> = read.chain(self.waiting.drain(..).map(|look_up| look_up.ticket)).collect();
+        looking.sort_unstable_by_key(|ticket| (ticket.core, ticket.number));
+        tickets.append(&mut looking);
     }
 
     /// Whether an event's cancellation in a run is on its way to the disk.

@@ -46,6 +46,7 @@ impl Shard {
             Message::Results { session, results } => self.results(session, Items::from(results.as_slice())),
             Message::Control { record } => self.control(&record, out),
             Message::ControlDurable { shard, version } => self.control_durable(shard, version, out),
+            Message::Out { shard } => self.shard_out(shard, out),
         }
     }
 

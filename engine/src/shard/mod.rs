@@ -33,7 +33,7 @@ use crate::far::{RunError, Runs};
 use crate::names::Names;
 use crate::payload::PayloadStore;
 use crate::record::{FORWARD_SIZE_BYTES, Forward};
-use crate::registry::{Registry, owner_of};
+use crate::registry::Registry;
 use crate::table::EventTable;
 use crate::wheel::{Tick, Wheel};
 pub use apply::ApplyError;
@@ -331,11 +331,7 @@ impl Shard {
         self.volatile.standstills.started(now.wall, overdue_count);
         let unread = self.far_due();
         self.volatile.lane.start(now.wall, overdue, unread, self.config.batch_count_max);
-        for subscription in self.durable.registry.subscriptions() {
-            if owner_of(subscription.id, self.config.shard_count) == self.config.shard {
-                self.router.upsert(subscription.id, &subscription.settings);
-            }
-        }
+        self.take_subscriptions();
     }
 
     /// Takes one input. Total, synchronous, bounded by the input's size.

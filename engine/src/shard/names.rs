@@ -62,6 +62,11 @@ pub(super) struct Naming {
 }
 
 impl Naming {
+    /// Who waits for a cancellation to be decided.
+    pub(super) fn take_waiting(&mut self, tickets: &mut Vec<Ticket>) {
+        tickets.extend(self.waiting.drain(..).map(|(ticket, ..)| ticket));
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         let flush = self.flush.as_ref().map_or(0, Flush::memory_bytes);
         self.in_flight.capacity() * size_of::<(NameHash, Name)>() + flush + self.probing.memory_bytes()

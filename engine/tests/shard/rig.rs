@@ -433,7 +433,7 @@ impl Rig {
     }
 
     pub(crate) fn owner(&self, subscription: SubscriptionId) -> u16 {
-        owner_of(subscription, self.config.shard_count).0
+        owner_of(subscription, &(0..self.config.shard_count).map(ShardId).collect::<Vec<_>>()).0
     }
 
     /// Attaches a session with ample credit.

@@ -71,6 +71,8 @@ pub trait Backend<S> {
     fn publish(&mut self, ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: &[u8]);
     /// The source of events of this topic that state none; empty where there is no such topic.
     fn default_source(&self, topic: TopicId) -> &str;
+    /// Whether an event of this topic without an ordering key may go to any shard.
+    fn may_move(&self, topic: TopicId) -> bool;
     /// Cancel an event.
     fn cancel(&mut self, ticket: u64, event: EventId);
     /// Ask a shard what is pending. It is one that the node has.
@@ -383,6 +385,16 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         for stream in self.streams_where(|_| true) {
             self.send(stream, &Frame::GoAway(GoAway { message: DRAINING }));
         }
+    }
+
+    /// A shard is out of service from now on.
+    pub fn shard_out(&mut self, shard: ShardId) {
+        self.config.shard_map.shards.retain(|held| held.shard != shard);
+    }
+
+    /// A session has ended by the node's doing: the stream is told why, and gets no other.
+    pub fn session_lost(&mut self, stream: S, refusal: &Refusal) {
+        self.send_error(stream, 0, refusal);
     }
 
     /// Tickets without an answer yet.

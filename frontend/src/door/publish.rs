@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use smallvec::SmallVec;
 
 use escapement_protocol::frame::{
-    AckDuplicate, AckException, AckRun, Durability, Items, PublishAck, PublishBatch, encode_publish_ack,
+    AckDuplicate, AckException, AckRun, Durability, Items, PublishAck, PublishBatch, ShardCore, encode_publish_ack,
 };
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::{ErrorCode, EventView, Now, Sequence, ShardId, TopicId, WallMs};
@@ -74,7 +74,7 @@ enum Layout {
 
 const EXCEPTION: u16 = u16::MAX;
 
-/// Most bytes of words about limits in one acknowledgement.
+/// Most bytes of words about limits and shards in one acknowledgement.
 const EXHAUSTED_SIZE_BYTES_MAX: usize = 1_024;
 
 #[derive(Debug)]
@@ -100,7 +100,7 @@ pub(super) struct Publisher {
     runs: Vec<AckRun>,
     exceptions: Vec<AckException>,
     duplicates: Vec<AckDuplicate>,
-    /// The limits that the exceptions met, each once.
+    /// The limits that the exceptions met, and the shards that are out of service, each once.
     exhausted: String,
 }
 
@@ -112,7 +112,6 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
         batch: &PublishBatch<'_>,
         backend: &mut impl Backend<S>,
     ) -> Result<(), Violation> {
-        let shard_count = self.config.shard_map.shard_count;
         let draining = self.draining;
         let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
         let publisher = state.publisher.get_or_insert_default();
@@ -144,7 +143,15 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
             self.mark(stream);
             return Ok(());
         }
-        let split = split(now, batch, shard_count, backend.default_source(batch.topic));
+        let map = &self.config.shard_map;
+        let route = Route {
+            topic: batch.topic,
+            shard_count: map.shard_count,
+            serving: &map.shards,
+            may_move: backend.may_move(batch.topic),
+            default_source: backend.default_source(batch.topic).as_bytes(),
+        };
+        let split = split(now, batch, &route);
         let waiting = &mut self.waiting;
         let topic = batch.topic;
         let mut submit = |entry: &mut Batch, shard: ShardId, count: u32, events: &[u8]| {
@@ -200,9 +207,43 @@ enum Split {
     Mixed { layout: Vec<u16>, runs: Vec<(ShardId, u32, Vec<u8>)>, exceptions: Vec<AckException> },
 }
 
-fn split(now: Now, batch: &PublishBatch<'_>, shard_count: u16, default_source: &str) -> Split {
-    let topic = batch.topic;
-    let verify = |event| verify(now, topic, event, shard_count, default_source.as_bytes());
+/// What says where the events of a batch go.
+struct Route<'a> {
+    topic: TopicId,
+    shard_count: u16,
+    serving: &'a [ShardCore],
+    /// Whether events without an ordering key may go to another shard where theirs is out of service.
+    may_move: bool,
+    default_source: &'a [u8],
+}
+
+impl Route<'_> {
+    fn shard_of(&self, view: &EventView<'_>) -> ShardId {
+        if self.shard_count == 1 {
+            return ShardId(0);
+        }
+        // An event that states what its topic fills in has the name of one that does not, and so its shard.
+        let source = if view.source() == self.default_source { &[] } else { view.source() };
+        let shard = shard_of(self.topic, view.ordering_key(), source, view.id(), self.shard_count);
+        let all_serve = self.serving.len() == usize::from(self.shard_count);
+        if all_serve || !self.may_move || !view.ordering_key().is_empty() {
+            return shard;
+        }
+        self.instead_of(shard, view)
+    }
+
+    /// The shard, of those that serve, that takes an event of this one.
+    fn instead_of(&self, shard: ShardId, view: &EventView<'_>) -> ShardId {
+        if self.serving.is_empty() || self.serving.iter().any(|held| held.shard == shard) {
+            return shard;
+        }
+        let among = shard_of(self.topic, &[], view.source(), view.id(), self.serving.len() as u16);
+        self.serving[usize::from(among.0)].shard
+    }
+}
+
+fn split(now: Now, batch: &PublishBatch<'_>, route: &Route<'_>) -> Split {
+    let verify = |event| verify(now, event, route);
     let mut events = batch.events.iter();
     if let Some(Ok(first)) = events.next().map(verify)
         && events.all(|event| verify(event) == Ok(first))
@@ -232,27 +273,16 @@ fn split(now: Now, batch: &PublishBatch<'_>, shard_count: u16, default_source: &
     Split::Mixed { layout, runs, exceptions }
 }
 
-fn verify(
-    now: Now,
-    topic: TopicId,
-    event: &[u8],
-    shard_count: u16,
-    default_source: &[u8],
-) -> Result<ShardId, ErrorCode> {
+fn verify(now: Now, event: &[u8], route: &Route<'_>) -> Result<ShardId, ErrorCode> {
     let (view, taken) = EventView::parse(event).map_err(|error| error.code())?;
     if taken != event.len() {
         return Err(ErrorCode::MalformedEvent);
     }
     view.check_times(now.wall).map_err(|error| error.code())?;
-    if shard_count == 1 {
-        return Ok(ShardId(0));
-    }
-    // An event that states what its topic fills in has the name of one that does not, and so its shard.
-    let source = if view.source() == default_source { &[] } else { view.source() };
-    Ok(shard_of(topic, view.ordering_key(), source, view.id(), shard_count))
+    Ok(route.shard_of(&view))
 }
 
-/// Adds a limit's words to those of others, once.
+/// Adds a limit's or a shard's words to those of others, once.
 fn note(words: &mut String, message: &str) {
     let separator = if words.is_empty() { "" } else { "; " };
     let fits = words.len() + separator.len() + message.len() <= EXHAUSTED_SIZE_BYTES_MAX;
@@ -361,7 +391,7 @@ impl Publisher {
                 code: refusal.code as u16,
             };
             self.exceptions.extend((item..).take(count as usize).skip(good as usize).map(exception));
-            if refusal.code == ErrorCode::ResourceExhausted {
+            if matches!(refusal.code, ErrorCode::ResourceExhausted | ErrorCode::Unavailable) {
                 note(&mut self.exhausted, &refusal.message);
             }
         }

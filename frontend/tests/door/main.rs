@@ -48,6 +48,7 @@ enum Asked {
 #[derive(Default)]
 struct Asking {
     asked: VecDeque<Asked>,
+    may_move: bool,
 }
 
 impl Backend<u32> for Asking {
@@ -61,6 +62,10 @@ impl Backend<u32> for Asking {
 
     fn default_source(&self, _: TopicId) -> &str {
         "/default"
+    }
+
+    fn may_move(&self, _: TopicId) -> bool {
+        self.may_move
     }
 
     fn cancel(&mut self, ticket: u64, event: EventId) {

@@ -1,16 +1,17 @@
 //! `escapement count`.
 
-use escapement_protocol::Outcome;
+use escapement_client::NodeCounts;
+use escapement_protocol::{Outcome, ShardId};
 use serde_json::{Map, Value, json};
 
 use super::connect::ConnectArgs;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::output::Output;
 
 /// Arguments of `count`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "pending is scheduled and ready together. scheduled events wait for their time, or behind others that are due; in_runs counts those of them that are on the disk. ready events are due, and their tasks wait, run or back off. ended counts since the node started. The counts are exact, and cost the same however many events are pending. \
+    after_help = "pending is scheduled and ready together. scheduled events wait for their time, or behind others that are due; in_runs counts those of them that are on the disk. ready events are due, and their tasks wait, run or back off. ended counts since the node started. The counts are exact, and cost the same however many events are pending. Of shards that are out of service nothing is counted: shards_missing names them, and the exit status is 3. \
                   With --due, events are counted by when they come due instead: within so long from now, and first those that are due already. \
                   A count is not exact where a moment falls among events that are counted together.\n\n\
                   Examples:\n  escapement count\n  escapement count --topic mail --subscription mailer\n  escapement count --topic mail --due"
@@ -33,7 +34,7 @@ pub(super) fn run(args: &CountArgs, out: &Output) -> Result<(), Failure> {
     if args.due {
         return due(args, out);
     }
-    let counts = args.connect.run(async |client| {
+    let NodeCounts { counts, missing } = args.connect.run(async |client| {
         let topic = match &args.topic {
             Some(name) => Some(client.topic(name).await?.topic),
             None => None,
@@ -61,7 +62,17 @@ pub(super) fn run(args: &CountArgs, out: &Output) -> Result<(), Failure> {
         counts.ended.iter().map(|ended| (outcome_name(ended.outcome), json!(ended.count))).collect();
     let name = if args.subscription.is_some() { "tasks_ended" } else { "ended_without_task" };
     facts.push((name, Value::Object(ended)));
-    out.facts(&facts)
+    let missing: Vec<u16> = missing.into_iter().map(|ShardId(shard)| shard).collect();
+    if missing.is_empty() {
+        return out.facts(&facts);
+    }
+    facts.push(("shards_missing", json!(missing)));
+    out.facts(&facts)?;
+    let message = format!(
+        "UNAVAILABLE: of the shards {missing:?}, which are out of service, nothing is counted; the node's standard error \
+         says why"
+    );
+    Err(Failure::new(Exit::Refused, message))
 }
 
 fn due(args: &CountArgs, out: &Output) -> Result<(), Failure> {

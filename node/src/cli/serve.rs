@@ -10,7 +10,7 @@ use super::setting_flags::SettingFlags;
 use crate::config::NodeConfig;
 use crate::data_dir::DataDir;
 use crate::open_files::{explained, raise_limit};
-use crate::serve::{Control, Ready, ServeEnd, check_start, serve};
+use crate::serve::{Control, Ready, ServeEnd, check_start, out_of_service, serve};
 use crate::signals::drain_on_signals;
 use crate::supervisor::Supervisor;
 
@@ -56,12 +56,18 @@ pub(super) fn run(args: &ServeArgs, out: &Output) -> Result<(), Failure> {
             notice(failure.text().unwrap_or("standard output is closed"));
         }
         is_ready.set(true);
-        supervisor.ready(&format!("listening on {}", ready.addr));
-        notice(&format!("ready after {} ms", ready.start_ms));
+        let but = match &ready.out[..] {
+            [] => String::new(),
+            out => format!("; {}", out_of_service(out, ready.shard_count)),
+        };
+        supervisor.ready(&format!("listening on {}{but}", ready.addr));
+        notice(&format!("ready after {} ms{but}", ready.start_ms));
     };
     let on_notice = |text: &str| {
         notice(text);
-        if !is_ready.get() {
+        if is_ready.get() {
+            supervisor.status(text);
+        } else {
             supervisor.starting(text);
         }
     };
@@ -92,15 +98,24 @@ pub(super) fn run_node(
         };
         on_notice(&format!("formatted {} with {shards}", data.path().display()));
     }
-    let ServeEnd { failures, cut_short } = serve(config, &data, control, on_ready, on_notice)?;
+    let ServeEnd { refused, failures, cut_short } = serve(config, &data, control, on_ready, on_notice)?;
     if cut_short {
         notice("drained, but the time was over before every attempt had ended: those will be redelivered");
     }
-    if failures.is_empty() {
+    if failures.is_empty() && refused.is_empty() {
         return Ok(());
+    }
+    let (count, shard_count) = (failures.len() + refused.len(), usize::from(data.shard_count()));
+    for (shard, why) in refused {
+        notice(&format!("shard {} did not serve: {why}", shard.0));
     }
     for (shard, why) in failures {
         notice(&format!("shard {} stopped: {why}", shard.0));
     }
-    Err(Failure::new(Exit::Failed, "the node stopped because a shard did; start it again to recover"))
+    let message = if count == shard_count {
+        "the node stopped because no shard of it served any more; start it again to recover"
+    } else {
+        "the node stopped, and not all of its shards had served; start it again to recover them"
+    };
+    Err(Failure::new(Exit::Failed, message))
 }

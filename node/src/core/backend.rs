@@ -10,19 +10,27 @@ use escapement_protocol::frame::{
 use escapement_protocol::{ErrorCode, EventId, ShardId, TopicId, WallMs};
 use escapement_router::{Credit, Detach, HostKey, SessionId};
 
-use super::{Inside, Parcel, SESSION_CORE_SHIFT, core_of};
+use super::{Inside, Parcel, SESSION_CORE_SHIFT, core_of, out};
 
 impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     fn ticket(&self, number: u64) -> Ticket {
         Ticket { core: self.config.core, number }
     }
 
+    /// Whether something has to be known of past events of a topic, so that each belongs to one shard only.
+    fn has_names(&self, topic: TopicId) -> bool {
+        self.registry().topic(topic).is_some_and(|topic| topic.settings.dedup_window_ms > 0)
+    }
+}
+
+impl<S> Inside<S> {
     /// This core's copy of the registry: that of its first serving shard, or one that it is told.
     ///
     /// # Panics
     /// If it has neither: a core without a serving shard was given none at its start.
-    fn registry(&self) -> &Registry {
-        let serving = self.shards.iter().flatten().next().map(|logged| logged.shard().registry());
+    pub(super) fn registry(&self) -> &Registry {
+        let mut serving = self.shards.iter().flatten().filter(|logged| logged.failure().is_none());
+        let serving = serving.next().map(|logged| logged.shard().registry());
         serving.or(self.bare.copy.as_ref()).expect("a core without a serving shard holds a copy")
     }
 }
@@ -68,6 +76,10 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
 
     fn default_source(&self, topic: TopicId) -> &str {
         self.registry().topic(topic).map_or("", |topic| &topic.settings.default_source)
+    }
+
+    fn may_move(&self, topic: TopicId) -> bool {
+        !self.has_names(topic)
     }
 
     fn cancel(&mut self, ticket: u64, event: EventId) {
@@ -177,13 +189,9 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
             .subscription_named(name)
             .ok_or_else(|| unknown(ErrorCode::UnknownSubscription, "subscription", name))?
             .id;
-        let owner = owner_of(subscription, self.config.shard_count);
+        let owner = owner_of(subscription, &self.owners);
         let Some(epoch) = self.config.epochs.get(usize::from(owner.0)).copied().flatten() else {
-            return Err(door::Refusal {
-                code: ErrorCode::Unavailable,
-                message: format!("shard {}, which decides for this subscription, is not serving", owner.0),
-                retry_after_ms: 1_000,
-            });
+            return Err(refusal(out::refusal(owner)));
         };
         let session = u64::from(self.config.core) << SESSION_CORE_SHIFT | self.next_session;
         self.next_session += 1;

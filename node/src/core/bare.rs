@@ -24,16 +24,35 @@ pub(super) struct Bare {
 impl<S> Inside<S> {
     /// The node's objects as they are at its start.
     pub(super) fn hold_registry(&mut self, newest: &Registry) {
+        let told = self.bare_cores();
+        let copy = told.contains(&self.config.core).then(|| newest.clone());
+        self.bare = Bare { copy, told, told_version: newest.version() };
+    }
+
+    /// Cores none of whose shards serves now.
+    fn bare_cores(&self) -> Vec<u16> {
         let core_count = self.config.core_count;
-        let serves = |core: u16| {
-            let epochs = self.config.epochs.iter().skip(usize::from(core));
+        let serves = |core: &u16| {
+            let epochs = self.config.epochs.iter().skip(usize::from(*core));
             epochs.step_by(usize::from(core_count)).any(Option::is_some)
         };
-        self.bare = Bare {
-            copy: (!serves(self.config.core)).then(|| newest.clone()),
-            told: (0..core_count).filter(|core| !serves(*core)).collect(),
-            told_version: newest.version(),
-        };
+        (0..core_count).filter(|core| !serves(core)).collect()
+    }
+
+    /// A shard has stopped, and its core may have no other.
+    pub(super) fn look_for_bare_cores(&mut self) {
+        let told = self.bare_cores();
+        if told.len() == self.bare.told.len() {
+            return;
+        }
+        if told.contains(&self.config.core) && self.bare.copy.is_none() {
+            let stopped = self.shards.iter().flatten().map(|logged| logged.shard().registry());
+            self.bare.copy = stopped.max_by_key(|registry| registry.version()).cloned();
+        }
+        self.bare.told = told;
+        // What was on its way to the core's last shard is not in its copy.
+        self.bare.told_version = 0;
+        self.tell_bare_cores();
     }
 
     /// Tells the cores that have a copy what has become durable in shard 0 since.
@@ -41,7 +60,8 @@ impl<S> Inside<S> {
         if self.bare.told.is_empty() || core_of(ShardId(0), self.config.core_count) != self.config.core {
             return;
         }
-        let Some(logged) = self.shards.first().and_then(Option::as_ref) else { return };
+        let first = self.shards.first().and_then(Option::as_ref);
+        let Some(logged) = first.filter(|logged| logged.failure().is_none()) else { return };
         let registry = logged.shard().registry();
         if registry.version() <= self.bare.told_version {
             return;

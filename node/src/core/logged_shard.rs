@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use escapement_engine::far::{RunOp, RunTicket};
 use escapement_engine::record::HEADER_SIZE_BYTES;
-use escapement_engine::{Deadline, Effects, Input, Reply, Shard};
+use escapement_engine::{Deadline, Effects, Input, Reply, Shard, Ticket};
 use escapement_protocol::frame::ShardCut;
 use escapement_protocol::{MonoNs, Now, ShardId};
 use escapement_wal::{
@@ -134,6 +134,8 @@ pub(super) struct LoggedShard {
     emptying: Option<BlockSeq>,
     draining: bool,
     failure: Option<ShardFailure>,
+    /// Who waited for an answer when the shard stopped, until somebody looks.
+    stopped: Option<Vec<Ticket>>,
     now: Now,
 }
 
@@ -157,6 +159,7 @@ impl LoggedShard {
             emptying: None,
             draining: false,
             failure: None,
+            stopped: None,
             now: Now::default(),
         }
     }
@@ -171,6 +174,11 @@ impl LoggedShard {
 
     pub(super) fn failure(&self) -> Option<&ShardFailure> {
         self.failure.as_ref()
+    }
+
+    /// Whether the shard has stopped since the last look, and who waits for what it will not answer.
+    pub(super) fn take_stopped(&mut self) -> Option<Vec<Ticket>> {
+        self.stopped.take()
     }
 
     pub(super) fn into_log(self) -> (ShardId, LocalWal) {
@@ -318,11 +326,15 @@ impl LoggedShard {
     /// Nothing that was decided since the last durable block may be seen outside.
     fn fail(&mut self, failure: ShardFailure) {
         self.failure = Some(failure);
-        self.effects = Effects::default();
+        let Effects { on_commit, replies, .. } = std::mem::take(&mut self.effects);
+        let in_flight = self.in_flight.drain(..).flat_map(|block| block.replies);
+        let held = in_flight.chain(on_commit.into_iter().map(|(_, reply)| reply)).chain(replies);
+        let mut waiting: Vec<Ticket> = held.map(|reply| reply.ticket).collect();
+        waiting.extend(self.shard.take_waiting());
+        self.stopped = Some(waiting);
         self.run_ops.clear();
         self.kept_runs.clear();
         self.holds.give_up_all(GivenUp::Stopped);
-        self.in_flight.clear();
     }
 
     fn notice_failure(&mut self) {

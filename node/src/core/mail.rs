@@ -101,6 +101,8 @@ pub enum Parcel {
     },
     /// Control records for a core without a serving shard.
     Objects(Box<[u8]>),
+    /// A shard of the sender has stopped, and nothing more comes from it.
+    Out(ShardId),
 }
 
 /// Parcels of one turn for one core, in order.

@@ -17,6 +17,7 @@ mod bare;
 mod hold;
 mod logged_shard;
 mod mail;
+mod out;
 
 use std::collections::VecDeque;
 
@@ -31,7 +32,7 @@ use escapement_frontend::door::{Door, DoorConfig, PublishAnswer, Violation};
 use escapement_protocol::frame::{
     AdminAnswer, PushItem, ShardCore, ShardMapInfo, SubscriptionInfo, TopicInfo,
 };
-use escapement_protocol::{Epoch, ErrorCode, Now, ShardId};
+use escapement_protocol::{Epoch, Now, ShardId};
 use escapement_router::{Credit, SessionId};
 use escapement_wal::{DiskCompletion, DiskOp, LocalWal};
 
@@ -56,7 +57,7 @@ pub struct CoreConfig {
     pub core_count: u16,
     /// How many shards the data directory has.
     pub shard_count: u16,
-    /// The epoch of each shard, in order; `None` for one that is not serving.
+    /// The epoch of each shard's fences, in order; `None` for one that is out of service.
     pub epochs: Vec<Option<Epoch>>,
     /// The node's identity.
     pub node_id: u64,
@@ -95,6 +96,12 @@ pub(crate) struct Inside<S> {
     least_version: u64,
     bare: bare::Bare,
     snapshots: hold::Snapshots<S>,
+    /// The shards that served at the start: of these, one owns each subscription.
+    owners: Vec<ShardId>,
+    /// Shards that have stopped, until the door knows.
+    gone: Vec<ShardId>,
+    /// Streams of sessions that ended because their subscription's owner stopped, until they are told.
+    lost: Vec<(S, ShardId)>,
     now: Now,
 }
 
@@ -135,9 +142,10 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         };
         let door = Door::new(DoorConfig { node_id: config.node_id, shard_map });
         let ids = (config.core..config.shard_count).step_by(usize::from(config.core_count));
-        let serving = || (0..config.shard_count).zip(&config.epochs).filter(|(_, epoch)| epoch.is_some());
+        let serving = (0..config.shard_count).zip(&config.epochs).filter(|(_, epoch)| epoch.is_some());
+        let owners: Vec<ShardId> = serving.map(|(shard, _)| ShardId(shard)).collect();
         let logged = |(mut state, log): (Shard, LocalWal), shard: u16| {
-            state.set_serving(serving().map(|(shard, _)| ShardId(shard)));
+            state.set_serving(owners.iter().copied());
             LoggedShard::new(ShardId(shard), state, log, config.commit)
         };
         let shards = shards
@@ -158,6 +166,9 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             least_version: 0,
             bare: bare::Bare::default(),
             snapshots: hold::Snapshots::default(),
+            owners,
+            gone: Vec::new(),
+            lost: Vec::new(),
             now: Now::default(),
             config,
         };
@@ -277,6 +288,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 Parcel::Hold { snapshot, until } => self.inside.hold(snapshot, until),
                 Parcel::HoldAnswer { snapshot, answer } => self.inside.hold_answered(snapshot, answer),
                 Parcel::Objects(objects) => self.inside.take_objects(&objects),
+                Parcel::Out(shard) => self.inside.shard_out(shard),
             }
         }
         self.settle(now);
@@ -303,10 +315,14 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         for logged in self.inside.shards.iter_mut().flatten() {
             logged.commit(now);
         }
+        if self.inside.notice_stopped() {
+            self.settle(now);
+        }
     }
 
     /// Carries messages between this core's shards and answers to the door, until there are none.
     fn settle(&mut self, now: Now) {
+        self.inside.notice_stopped();
         loop {
             // First in, first out: what one sender says to one shard keeps its order, here as through the mesh.
             if let Some((shard, message)) = self.inside.local.pop_front() {
@@ -321,6 +337,12 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 Ok(body) => self.door.administered(ticket, body),
                 Err(refusal) => self.door.refused(ticket, &refusal),
             }
+        }
+        for shard in self.inside.gone.drain(..) {
+            self.door.shard_out(shard);
+        }
+        for (stream, shard) in self.inside.lost.drain(..) {
+            self.door.session_lost(stream, &backend::refusal(out::refusal(shard)));
         }
         self.inside.now = now;
     }
@@ -490,6 +512,9 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     fn maintain(&mut self, index: usize) -> bool {
         let now = self.now;
         let Some(logged) = &mut self.shards[index] else { return false };
+        if logged.failure().is_some() {
+            return false;
+        }
         logged.maintain(now);
         let (shard, is_behind) = (logged.id(), logged.is_behind());
         // What became due is copied into its pushes now, while it is near.
@@ -504,25 +529,6 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
         let before = std::mem::replace(&mut self.matched_size_bytes, matched);
         self.intake_size_bytes =
             if is_behind { ((matched - before) / DUE_PER_PUBLISHED) as usize } else { usize::MAX };
-    }
-
-    /// Steps a shard of this core. A stopped one refuses whoever waits.
-    fn step(&mut self, shard: ShardId, input: Input<'_>, ticket: Option<Ticket>) {
-        let now = self.now;
-        match self.logged_mut(shard).filter(|logged| logged.failure().is_none()) {
-            Some(logged) => {
-                logged.step(now, input);
-                self.drain_shard(shard);
-            }
-            None => {
-                let refusal = escapement_engine::Refusal {
-                    code: ErrorCode::Unavailable,
-                    message: format!("shard {} is not serving: see the node's standard error", shard.0),
-                    retry_after_ms: 1_000,
-                };
-                self.replies.extend(ticket.map(|ticket| Reply { ticket, body: ReplyBody::Refused(refusal) }));
-            }
-        }
     }
 
     /// Carries out what a shard's steps want done, but for its log.

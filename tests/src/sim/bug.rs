@@ -82,6 +82,8 @@ pub enum Bug {
     RescheduleNotCopied,
     /// A rescheduled event is pushed as if it was due when its id says.
     RescheduledDueLost,
+    /// Fences carry the epoch of one log, which does not rise in a start that its shard is left out of.
+    EpochOfOneLog,
 }
 
 /// A block's records as recovery is shown them.
@@ -154,6 +156,7 @@ impl Bug {
         Bug::RescheduleForgotten,
         Bug::RescheduleNotCopied,
         Bug::RescheduledDueLost,
+        Bug::EpochOfOneLog,
     ];
 
     /// The one with this name, as it is written here.

@@ -30,7 +30,7 @@ pub(super) enum Received {
     QueryReply { request: u64, answer: QueryAnswer },
     SnapshotHeld(SnapshotInfo),
     SnapshotEnded,
-    Error { request: u64 },
+    Error { request: u64, code: u16 },
     Other,
 }
 
@@ -71,7 +71,7 @@ pub(super) fn received(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<Vec<R
                 },
             },
             Frame::QueryReply { request, answer } => Received::QueryReply { request, answer },
-            Frame::Error(error) => Received::Error { request: error.request },
+            Frame::Error(error) => Received::Error { request: error.request, code: error.code },
             _ => Received::Other,
         });
         Ok(())

@@ -142,7 +142,7 @@ impl World {
                 self.end_copying(connection_of(stream));
             }
             // Given up, or a shard that stops.
-            Received::Error { request } if request > 0 => self.copier.under_way = None,
+            Received::Error { request, .. } if request > 0 => self.copier.under_way = None,
             _ => {}
         }
     }

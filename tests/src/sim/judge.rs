@@ -457,9 +457,9 @@ impl Judge {
         }
     }
 
-    /// A new start of the node, whose clock begins at `wall`.
-    pub(super) fn started(&mut self, incarnation: u32, wall: WallMs) {
-        if wall.0 < self.newest_accepted_ms {
+    /// A new start of the node, whose clock begins at `wall`: not before what any shard accepted, if all serve.
+    pub(super) fn started(&mut self, incarnation: u32, wall: WallMs, all_serve: bool) {
+        if all_serve && wall.0 < self.newest_accepted_ms {
             let newest_ms = self.newest_accepted_ms;
             self.breach(format!("the clock went back to {wall} from {newest_ms} or later"));
         }

@@ -73,6 +73,8 @@ pub struct Counts {
     pub snapshots: u64,
     /// Listings of pending events that came to their end.
     pub listings: u64,
+    /// Starts without a shard, and shards that stopped while others went on.
+    pub shards_out: u64,
 }
 
 impl Counts {
@@ -90,6 +92,7 @@ impl Counts {
         self.datagrams += other.datagrams;
         self.snapshots += other.snapshots;
         self.listings += other.listings;
+        self.shards_out += other.shards_out;
     }
 }
 

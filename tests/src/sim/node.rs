@@ -44,7 +44,8 @@ pub(super) struct SimCore {
     pub(super) quic: Option<Box<NodeQuic>>,
     next_turn_ns: Option<u64>,
     frozen_until_ns: u64,
-    failed: bool,
+    /// Shards that have stopped.
+    failed: usize,
 }
 
 /// One start of the node.
@@ -61,6 +62,10 @@ pub(super) struct Node {
     /// Longest time between a core's decision and another's carrying it out, so far.
     transit_ns: u64,
     pub(super) draining_until_ns: Option<u64>,
+    /// Shards that served at its start.
+    pub(super) serving: u16,
+    /// A shard has stopped, and somebody is going to restart the node.
+    is_limping: bool,
 }
 
 impl Node {
@@ -74,6 +79,8 @@ impl Node {
             mesh_arrives_ns: BTreeMap::new(),
             transit_ns: 0,
             draining_until_ns: None,
+            serving: 0,
+            is_limping: false,
         }
     }
 
@@ -86,7 +93,7 @@ impl Node {
             quic,
             next_turn_ns: None,
             frozen_until_ns: 0,
-            failed: false,
+            failed: 0,
         });
     }
 
@@ -122,7 +129,7 @@ impl Node {
     /// Whether nothing is on its way inside the node, and everything it was told is durable.
     pub(super) fn is_settled(&self) -> bool {
         self.mesh.values().all(VecDeque::is_empty)
-            && self.cores.iter().all(|core| core.mail.is_empty() && !core.failed && core.core.is_synced())
+            && self.cores.iter().all(|core| core.mail.is_empty() && core.failed == 0 && core.core.is_synced())
     }
 }
 
@@ -281,7 +288,9 @@ impl World {
         if node.is_settled() && node.cores.iter().all(|core| core.completions.is_empty()) {
             self.judge.all_durable(self.now_ns);
         }
-        let failed = node.cores.iter().any(|core| core.failed);
+        let failed: usize = node.cores.iter().map(|core| core.failed).sum();
+        let none_left = failed == usize::from(node.serving);
+        let limps = failed > 0 && !none_left && !std::mem::replace(&mut node.is_limping, failed > 0);
         if over {
             return self.stop(&mut node);
         }
@@ -294,8 +303,11 @@ impl World {
         let quic_ns = state.quic.as_ref().and_then(|quic| quic.next_ns());
         let quic_ns = quic_ns.map(|at_ns| at_ns.saturating_sub(self.now_ns));
         self.node = Some(node);
-        if failed && !draining {
+        if none_left && !draining {
             self.drain();
+        } else if limps {
+            self.counts.shards_out += 1;
+            self.restart_later();
         }
         let wall = deadline.wall.filter(|_| self.options.bug != Some(Bug::LostWakeup));
         let wall_ns = wall.map(|wall| wall.0.saturating_sub(now.wall.0) * NS_PER_MS);
@@ -372,8 +384,9 @@ impl World {
                 state.core.shard(ShardId(shard)).into_iter().for_each(escapement_engine::Shard::check);
             }
         }
-        if !state.failed && state.core.failures().next().is_some() {
-            state.failed = true;
+        let failed = state.core.failures().count();
+        if failed > state.failed {
+            state.failed = failed;
             self.trace.line(self.now_ns, format_args!("a shard of core {index} has stopped"));
         }
         Ok(())

@@ -189,6 +189,10 @@ impl World {
                         self.judge.breach(format!("event {n} was refused with {code:?}"));
                     }
                     if !again {
+                        if exception.code == ErrorCode::Unavailable as u16 {
+                            // It may have been on its way to a log that failed, and be stored all the same.
+                            self.judge.resent(n);
+                        }
                         self.judge.refused(n);
                     }
                 }

@@ -246,7 +246,7 @@ impl World {
             {
                 self.page_came(page, incarnation);
             }
-            Received::Error { request } if self.is_page((index, request)) => self.reader.listing = None,
+            Received::Error { request, .. } if self.is_page((index, request)) => self.reader.listing = None,
             Received::QueryReply { request, answer } => {
                 let Some(asked) = self.reader.asked.remove(&(index, request)) else {
                     return self.judge.breach(format!("an answer came to no question: {answer:?}"));
@@ -254,7 +254,7 @@ impl World {
                 self.judge_answer(&asked, answer, incarnation);
             }
             // A shard that stops, or too many look-ups.
-            Received::Error { request } => drop(self.reader.asked.remove(&(index, request))),
+            Received::Error { request, .. } => drop(self.reader.asked.remove(&(index, request))),
             _ => {}
         }
     }

@@ -14,7 +14,7 @@ use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
 use escapement_wal::memory::{Faults, MemDisk, Rng};
 use escapement_wal::{
     BlockKind, BlockSeq, Directory, DiskOp, FileId, LocalWal, LogIdentity, OpId, OpenError, RecoveredBlock,
-    RecoveryReport, ShardLog, format_log, open,
+    RecoveryReport, ShardLog, format_log, last_epoch, open,
 };
 
 use super::bug::{Bug, Unsynced, altered_records};
@@ -131,13 +131,19 @@ impl World {
             return;
         }
         let mut recovered = Vec::new();
+        let left_out = self.left_out();
         for shard in 0..self.plan.shards {
+            if left_out == Some(shard) {
+                self.note(format_args!("shard {shard} is left out"));
+                recovered.push(None);
+                continue;
+            }
             let cut = self.crashes_left > 0 && !self.is_calm() && self.rng.one_in(5);
             let power_fails_after = cut.then(|| self.rng.below(12) as u32);
             let faults = Faults { power_fails_after, ..Faults::default() };
             self.disks[usize::from(shard)].disk.set_faults(faults);
             match self.recover(shard) {
-                Ok(shard) => recovered.push(shard),
+                Ok(shard) => recovered.push(Some(shard)),
                 Err(NoStart::Crashed) => return self.crashed_in_recovery(),
                 Err(NoStart::Refused(why)) => {
                     return self.judge.breach(format!("shard {shard} refuses: {why}"));
@@ -150,7 +156,7 @@ impl World {
             disk.disk.set_faults(Faults { write_fails_after, ..Faults::default() });
         }
         self.incarnation += 1;
-        let leader = recovered.iter().map(|r| r.report.leader_time).max().filter(|time| time.0 > 0);
+        let leader = recovered.iter().flatten().map(|r| r.report.leader_time).max().filter(|time| time.0 > 0);
         let real_ns = match leader {
             // A machine without a battery begins in 1970.
             Some(_) if !self.is_calm() && self.rng.one_in(10) && !self.plan.has_standstills => self.now_ns,
@@ -160,6 +166,20 @@ impl World {
         let clock = WallClock::start(self.reading(real_ns), leader, true).expect("the clock is confirmed");
         self.start(recovered, clock, real_ns);
         self.light_fuse();
+        if left_out.is_some() {
+            self.counts.shards_out += 1;
+            self.restart_later();
+        }
+    }
+
+    /// The shard of several that this start refuses, if it does: as if it was damaged, and is mended before the next.
+    fn left_out(&mut self) -> Option<u16> {
+        let may_be = self.plan.shards > 1 && self.incarnation > 0 && self.crashes_left > 0 && !self.is_calm();
+        if !may_be || !self.out_rng.one_in(6) {
+            return None;
+        }
+        let shard = self.out_rng.below(self.plan.shards.into()) as u16;
+        self.disks[usize::from(shard)].formatted.then_some(shard)
     }
 
     fn crashed_in_recovery(&mut self) {
@@ -361,19 +381,47 @@ impl World {
         Ok(())
     }
 
-    fn start(&mut self, recovered: Vec<Recovered>, clock: WallClock, real_ns: u64) {
+    /// The epochs that the shards' fences carry: one for all, above that of every start before.
+    fn fence_epochs(&mut self, recovered: &[Option<Recovered>]) -> Vec<Option<Epoch>> {
+        if self.options.bug == Some(Bug::EpochOfOneLog) {
+            return recovered.iter().map(|r| r.as_ref().map(|r| r.report.epoch)).collect();
+        }
+        let mut highest = Epoch(0);
+        for (shard, recovered) in (0..self.plan.shards).zip(recovered) {
+            let identity =
+                LogIdentity { cluster: CLUSTER, shard: ShardId(shard), shard_count: self.plan.shards };
+            let epoch = match recovered {
+                Some(recovered) => recovered.report.epoch,
+                None => {
+                    let last = last_epoch(&mut self.disks[usize::from(shard)].disk, identity);
+                    Epoch(last.expect("only a part of the log is damaged").0 + 1)
+                }
+            };
+            highest = highest.max(epoch);
+        }
+        let epoch = self.epoch_of(highest);
+        recovered.iter().map(|r| r.as_ref().map(|_| epoch)).collect()
+    }
+
+    fn start(&mut self, recovered: Vec<Option<Recovered>>, clock: WallClock, real_ns: u64) {
         let mut node = Node::new(self.incarnation, clock, self.plan.cores);
         let now = self.read_clock_at(&mut node, real_ns);
         node.started_ms = now.wall.0;
-        let epochs: Vec<Option<Epoch>> =
-            recovered.iter().map(|r| Some(self.epoch_of(r.report.epoch))).collect();
-        let (version, control) = newest_control(recovered.iter().map(|r| &r.shard));
+        let epochs = self.fence_epochs(&recovered);
+        let all_serve = epochs.iter().all(Option::is_some);
+        node.serving = epochs.iter().flatten().count() as u16;
+        let shards = || recovered.iter().flatten().map(|r| &r.shard);
+        let (version, control) = newest_control(shards());
+        let newest = shards().map(Shard::registry).max_by_key(|registry| registry.version()).cloned();
         let mut by_core: Vec<Vec<Option<(Shard, LocalWal)>>> =
             (0..self.plan.cores).map(|_| Vec::new()).collect();
-        for (number, Recovered { mut shard, log, report }) in (0..self.plan.shards).zip(recovered) {
-            shard.recovered(now, self.epoch_of(report.epoch));
+        for ((number, recovered), epoch) in (0..self.plan.shards).zip(recovered).zip(&epochs) {
+            let opened = recovered.zip(*epoch).map(|(Recovered { mut shard, log, .. }, epoch)| {
+                shard.recovered(now, epoch);
+                (shard, log)
+            });
             let core = core_of(ShardId(number), self.plan.cores);
-            by_core[usize::from(core)].push(Some((shard, log)));
+            by_core[usize::from(core)].push(opened);
         }
         for (index, shards) in (0..self.plan.cores).zip(by_core) {
             let config = CoreConfig {
@@ -387,6 +435,9 @@ impl World {
                 credit_max: Credit { tasks: 1_000, bytes: 1 << 20 },
             };
             let mut core = Core::new(config, shards);
+            if let Some(newest) = &newest {
+                core.hold_registry(newest);
+            }
             if self.options.bug != Some(Bug::ControlForgotten) {
                 core.catch_up(now, version, &control);
             }
@@ -394,7 +445,7 @@ impl World {
             node.add(core, quic);
         }
         self.trace.line(self.now_ns, format_args!("start {} at wall {}", self.incarnation, now.wall));
-        self.judge.started(self.incarnation, now.wall);
+        self.judge.started(self.incarnation, now.wall, all_serve);
         self.node = Some(node);
         for core in 0..self.plan.cores {
             self.wake_core(core, 0);

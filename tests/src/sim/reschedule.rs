@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::{Frame, Items, Reschedule};
-use escapement_protocol::{EventId, WallMs};
+use escapement_protocol::{ErrorCode, EventId, WallMs};
 use escapement_wal::memory::Rng;
 
 use super::control::{Received, hello, written};
@@ -128,8 +128,10 @@ impl World {
                 self.note(format_args!("{sent:?} is answered: {verdict:?}"));
                 self.judge.reschedule_answered(&sent, verdict, wall_ms);
             }
-            Received::Error { request } => {
-                if let Some(sent) = self.rescheduler.asked.remove(request) {
+            Received::Error { request, code } => {
+                // Of a shard that stopped nobody knows what it has on its disk.
+                let is_known = *code != ErrorCode::Unavailable as u16;
+                if let Some(sent) = self.rescheduler.asked.remove(request).filter(|_| is_known) {
                     self.judge.reschedule_refused(&sent);
                 }
             }

@@ -57,6 +57,8 @@ pub(super) enum Happening {
     ClientTimer { connection: u64 },
     ResultDue { subscriber: usize, epoch: u32, tag: u64 },
     Boot,
+    /// Somebody restarts a node of which a shard is out of service.
+    Restart { incarnation: u32 },
     Fault,
     NoSpaceEnds { shard: u16 },
 }
@@ -112,6 +114,8 @@ pub(super) struct World {
     pub(super) again_rng: Rng,
     /// Of what is cancelled by its name, likewise.
     pub(super) by_name_rng: Rng,
+    /// Of shards that are out of service, likewise.
+    pub(super) out_rng: Rng,
     pub(super) now_ns: u64,
     pub(super) queue: Queue,
     pub(super) trace: Trace,
@@ -164,6 +168,7 @@ impl World {
             rng,
             again_rng: Rng::new(seed ^ 0x6167_6169_6e20_6f66),
             by_name_rng: Rng::new(seed ^ 0x6279_206e_616d_6520),
+            out_rng: Rng::new(seed ^ 0x6f75_7420_6f66_2061),
             now_ns: NS_PER_MS,
             queue: Queue::default(),
             trace: Trace::new(options.trace),
@@ -304,6 +309,13 @@ impl World {
         }
     }
 
+    /// A node of which a shard is out of service goes on for a while, until somebody restarts it.
+    pub(super) fn restart_later(&mut self) {
+        let spread_ms = [50, 500, 5_000][self.out_rng.below(3) as usize];
+        let at_ns = self.now_ns + self.out_rng.below(spread_ms * NS_PER_MS);
+        self.queue.push(at_ns, Happening::Restart { incarnation: self.incarnation });
+    }
+
     /// Sets when the next crash comes.
     pub(super) fn light_fuse(&mut self) {
         if self.crashes_left > 0 && !self.is_calm() {
@@ -345,6 +357,11 @@ impl World {
             Happening::Wake(Who::Rescheduler) => self.rescheduler_wakes(),
             Happening::ResultDue { subscriber, epoch, tag } => self.result_due(subscriber, epoch, tag),
             Happening::Boot => self.boot(),
+            Happening::Restart { incarnation } => {
+                if incarnation == self.incarnation {
+                    self.drain();
+                }
+            }
             Happening::Fault => self.fault(),
             Happening::NoSpaceEnds { shard } => {
                 self.disks[usize::from(shard)].disk.set_faults(Faults::default());

@@ -190,10 +190,55 @@ pub fn open(
     config: &WalConfig,
     visitor: Visitor<'_>,
 ) -> Result<(LocalWal, RecoveryReport), OpenError> {
-    let (recovery, mut report) = Recovery::read(dir, identity, config, visitor)?;
-    let opened = recovery.repair(dir, report.accepted_loss.is_some())?;
-    report.epoch = opened.epoch;
-    Ok((LocalWal::from_opened(opened), report))
+    read(dir, identity, config, visitor)?.open(dir)
+}
+
+/// Reads a log as [`open`] does, and changes nothing yet: for whoever decides by what the blocks come to whether the log
+/// may be written to.
+///
+/// # Errors
+/// [`OpenError`], where opening would refuse before it writes.
+pub fn read(
+    dir: &mut dyn Directory,
+    identity: LogIdentity,
+    config: &WalConfig,
+    visitor: Visitor<'_>,
+) -> Result<ReadLog, OpenError> {
+    let (recovery, report) = Recovery::read(dir, identity, config, visitor)?;
+    Ok(ReadLog { recovery, report })
+}
+
+/// The newest epoch that `SUPER` knows of, also of a log that is refused.
+///
+/// # Errors
+/// [`OpenError`], where `SUPER` can't be read.
+pub fn last_epoch(dir: &mut dyn Directory, identity: LogIdentity) -> Result<Epoch, OpenError> {
+    read_super(dir, &identity).map(|(superblock, _)| superblock.epoch)
+}
+
+/// A log that was read, and not written to.
+pub struct ReadLog {
+    recovery: Recovery,
+    report: RecoveryReport,
+}
+
+impl std::fmt::Debug for ReadLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadLog").field("report", &self.report).finish_non_exhaustive()
+    }
+}
+
+impl ReadLog {
+    /// Repairs a torn end, and starts a new epoch.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(self, dir: &mut dyn Directory) -> Result<(LocalWal, RecoveryReport), OpenError> {
+        let ReadLog { recovery, mut report } = self;
+        let opened = recovery.repair(dir, report.accepted_loss.is_some())?;
+        report.epoch = opened.epoch;
+        Ok((LocalWal::from_opened(opened), report))
+    }
 }
 
 /// Reads a log as [`open`] does, and changes nothing: hands every block to `visitor`, and answers what opening would find.
