@@ -30,5 +30,5 @@ pub use effects::{
 };
 pub use registry::{Registry, Subscription, Topic, owner_of};
 pub use shard::{
-    ApplyError, Deadline, PendingEvent, Shard, ShardConfig, ShardStats, Undelivered, newest_control,
+    ApplyError, Deadline, HeldRun, PendingEvent, Shard, ShardConfig, ShardStats, Undelivered, newest_control,
 };

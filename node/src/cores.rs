@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn the_wait_for_the_cores_looks_until_the_last_has_ended() {
-        let shared = Arc::new(Shared::new(2, Arc::new(NodeClock::start(None, false).unwrap()), 2, BTreeMap::new()));
+        let shared =
+            Arc::new(Shared::new(2, Arc::new(NodeClock::start(None, false).unwrap()), 2, BTreeMap::new()));
         let seat = |index| Seat {
             index,
             core_count: 2,

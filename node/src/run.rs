@@ -105,6 +105,7 @@ impl CoreThread {
             }
             core.disk_completed(now, shard, completion);
         });
+        core.take_notices().for_each(|notice| shared.tell(notice));
         while let Some(mail) = self.seat.shared.mesh.receive(self.seat.index) {
             self.core.receive(now, mail);
         }

@@ -3,7 +3,8 @@
 //! A seed decides a life of a shard, [`LIFE_FAULTS`] seeds share one: events near and far, results, cancellations,
 //! restarts, segments that are used again, runs that are moved and loaded. Then one fault is made on a copy of its
 //! files, the copy is recovered, and plays on until all that is pending was delivered. Either the damage is noticed, by
-//! a refusal or because the shard stops, or all comes as it would have without it: no payload that was never
+//! a refusal, which changes no file, or because the shard holds what it can't read and delivers all else, or all comes as it
+//! would have without it: no payload that was never
 //! published, nothing acknowledged that is lost, nothing again that was done.
 //!
 //! One exception is allowed, and counted apart: where the fault has hit each proof that the newest blocks were

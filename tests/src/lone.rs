@@ -233,7 +233,8 @@ impl Lone {
             let next = self.shard.next_deadline();
             let is_due = next.mono.is_some_and(|at| at <= self.now.mono)
                 || next.wall.is_some_and(|at| at <= self.now.wall);
-            assert!(self.shard.run_damage().is_none(), "{:?}", self.shard.run_damage());
+            assert_eq!(self.shard.take_held(), [], "every run can be read");
+            assert!(self.shard.names_damage().is_none(), "{:?}", self.shard.names_damage());
             if !has_worked && !is_due {
                 return;
             }

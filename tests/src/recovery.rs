@@ -3,7 +3,7 @@
 use escapement_engine::far::{RunError, RunFiles};
 use escapement_engine::{ApplyError, Shard, ShardConfig};
 use escapement_node::runs::remove_left_over;
-use escapement_wal::{Directory, LocalWal, LogIdentity, OpenError, RecoveryReport, WalConfig, open};
+use escapement_wal::{Directory, LocalWal, LogIdentity, OpenError, RecoveryReport, WalConfig, read};
 
 /// Why a shard does not serve.
 #[derive(Debug)]
@@ -53,17 +53,18 @@ pub fn recover(
 ) -> Result<Recovered, Refusal> {
     let mut shard = Shard::new(config);
     let mut unread = None;
-    let opened = open(dir, identity, wal, &mut |block| {
+    let read = read(dir, identity, wal, &mut |block| {
         if unread.is_none() {
             let replayed = shard.replay_block(block.seq.0, block.records, runs);
             unread = replayed.err().map(|error| (block.seq.0, error));
         }
     });
-    let (log, report) = opened.map_err(Refusal::Log)?;
+    let read = read.map_err(Refusal::Log)?;
     if let Some((block, error)) = unread {
         return Err(Refusal::Records(block, error));
     }
     shard.replayed().map_err(Refusal::Runs)?;
+    let (log, report) = read.open(dir).map_err(Refusal::Log)?;
     remove_left_over(dir, &shard).expect("a file is removed");
     Ok(Recovered { shard, log, report })
 }

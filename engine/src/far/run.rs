@@ -164,6 +164,12 @@ impl Run {
         self.ahead - self.ended_ahead as u64
     }
 
+    /// Of these, those in blocks from `block` on.
+    pub(crate) fn pending_from(&self, block: u32) -> u64 {
+        let blocks = block.max(self.loaded)..self.moved.max(block).max(self.loaded);
+        self.count_in(blocks.clone()) - self.ended_in(blocks) as u64
+    }
+
     /// Whether more than half of its events have gone, so that most of its file is kept for nothing.
     pub(crate) fn is_sparse(&self) -> bool {
         let Some(footer) = &self.footer else { return false };

@@ -2,6 +2,7 @@
 
 mod apply;
 mod flush;
+mod held;
 mod list;
 mod load;
 mod look_up;
@@ -23,6 +24,8 @@ use crate::far::format::{RunBlock, RunFooter};
 use crate::far::{Closing, FarBuffer, Key, RunError, RunFiles, RunId, RunOp, RunTicket};
 use crate::wheel::Tick;
 use flush::Flush;
+use held::Held;
+pub use held::HeldRun;
 use load::{Chunk, Why};
 pub(super) use look_up::{Aim, LookUp};
 use rewrite::Rewriting;
@@ -97,7 +100,8 @@ pub(super) struct Far {
     flush_count: u64,
     /// What [`Far::awaits_flush`] was asked last, and after how many runs it is no longer awaited.
     awaited: Option<(Place, u64)>,
-    damage: Option<RunError>,
+    /// What can't be read of runs.
+    held: Held,
 }
 
 impl Far {
@@ -151,9 +155,11 @@ impl Far {
     pub(super) fn take_waiting(&mut self, tickets: &mut Vec<Ticket>) {
         let read = self.purposes.values().filter_map(|purpose| match purpose {
             Purpose::LookUp { look_up, .. } => Some(look_up.ticket),
+            Purpose::List { page, .. } => Some(page.ticket),
             _ => None,
         });
-        let mut looking: Vec<Ticket> = read.chain(self.waiting.drain(..).map(|look_up| look_up.ticket)).collect();
+        let mut looking: Vec<Ticket> =
+            read.chain(self.waiting.drain(..).map(|look_up| look_up.ticket)).collect();
         looking.sort_unstable_by_key(|ticket| (ticket.core, ticket.number));
         tickets.append(&mut looking);
     }
@@ -260,7 +266,11 @@ impl Shard {
                 let blocks = (first_block, block_count);
                 match Chunk::verified(self, run, blocks, (copy_size_bytes, why), result) {
                     Ok(chunk) => self.log_loaded(chunk, out),
-                    Err(error) => self.damaged(error),
+                    Err(error) => {
+                        self.volatile.far.coming_bytes -= copy_size_bytes;
+                        self.volatile.far.rewriting.loaded(run, why);
+                        self.hold(run, first_block, &error);
+                    }
                 }
             }
             Purpose::LookUp { look_up, run, block } => {
@@ -274,16 +284,6 @@ impl Shard {
             // A file that could not be removed is removed by the next start.
             Purpose::Remove => {}
         }
-    }
-
-    pub(super) fn damaged(&mut self, error: RunError) {
-        self.volatile.far.damage.get_or_insert(error);
-    }
-
-    /// Why a run can't be read, once that has happened. The shard must stop: it can't keep what it acknowledged.
-    #[must_use]
-    pub fn run_damage(&self) -> Option<&RunError> {
-        self.volatile.far.damage.as_ref()
     }
 
     /// Every block of the log up to `through` has gone for good: files that only they needed go too.

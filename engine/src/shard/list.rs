@@ -36,7 +36,7 @@ pub(super) fn start_of(epoch: Epoch, seed: u64) -> u32 {
 /// A page that is being put together.
 #[derive(Debug)]
 pub(super) struct Page {
-    ticket: Ticket,
+    pub(super) ticket: Ticket,
     pub(super) list: ListEvents,
     /// What comes next.
     pub(super) at: PageToken,

@@ -41,6 +41,7 @@ use apply::{ProgressMap, Progressed};
 pub use control::newest_control;
 use copies::Copies;
 pub use expiry::Undelivered;
+pub use far::HeldRun;
 use far::{Aim, Far, LookUp};
 use ledger::{Ledger, Place};
 use reschedule::Rescheduling;
@@ -81,6 +82,8 @@ pub struct ShardStats {
     pub pending: u64,
     /// Of these, far-future events that are in runs on the disk, and not in memory.
     pub far: u64,
+    /// Of these, events that are held, since their run can't be read.
+    pub held: u64,
     /// Bytes of the files of runs.
     pub run_bytes: u64,
     /// Events accepted since start.
@@ -461,6 +464,7 @@ impl Shard {
         ShardStats {
             pending: self.durable.table.len() as u64 + self.durable.runs.pending(),
             far: self.durable.runs.pending(),
+            held: self.held_count(),
             run_bytes: self.durable.runs.size_bytes(),
             names: (self.durable.names.count() + self.durable.names.runs.count()) as u64,
             payload_bytes: self.durable.payloads.retained_bytes() as u64,

@@ -19,7 +19,7 @@ use super::far::{Aim, LookUp};
 use super::publish::{Offer, RUN_SIZE_BYTES_MAX, SPACE_RETRY_AFTER_MS, cut};
 use super::{Durable, Shard};
 use crate::effects::{Duplicate, Effects, Refusal, ReplyBody, Ticket};
-use crate::far::RunId;
+use crate::far::{RunError, RunId};
 use crate::names::format::NamesFooter;
 use crate::names::{NAME_HASH_SIZE_BYTES, NAME_SIZE_BYTES, Name, NameHash, NamePlace, Statement};
 use crate::record::{HeldNames, NameHashes, effective_due, published_events};
@@ -53,6 +53,8 @@ pub(super) struct Naming {
     retry_at: MonoNs,
     /// What waits for blocks of runs.
     probing: Waiting,
+    /// A block that was needed could not be read.
+    damage: Option<RunError>,
     /// Cancellations of events that are accepted and not applied yet.
     waiting: Vec<(Ticket, TopicId, NameHash)>,
     // Scratch, kept for its memory.
@@ -62,8 +64,9 @@ pub(super) struct Naming {
 }
 
 impl Naming {
-    /// Who waits for a cancellation to be decided.
+    /// Who waits for names to be read, or for a cancellation to be decided.
     pub(super) fn take_waiting(&mut self, tickets: &mut Vec<Ticket>) {
+        self.probing.take_waiting(tickets);
         tickets.extend(self.waiting.drain(..).map(|(ticket, ..)| ticket));
     }
 
@@ -103,6 +106,13 @@ impl Durable {
 }
 
 impl Shard {
+    /// Why a run of names can't be read, once that has happened. The shard must stop: it can't say whether what is published
+    /// was published before.
+    #[must_use]
+    pub fn names_damage(&self) -> Option<&RunError> {
+        self.volatile.naming.damage.as_ref()
+    }
+
     /// Publishes to a topic with a `dedup_window`.
     pub(super) fn publish_named(
         &mut self,

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use escapement_engine::far::RunOp;
-use escapement_engine::{ReplyBody, ShardConfig, Ticket};
+use escapement_engine::far::{RunId, RunOp};
+use escapement_engine::{HeldRun, ReplyBody, ShardConfig, Ticket};
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::CancelVerdict;
 use escapement_protocol::settings::SubscriptionSettings;
-use escapement_protocol::{AttemptResult, EventId, Sequence, ShardId, SubscriptionId, TopicId, WallMs};
+use escapement_protocol::{
+    AttemptResult, ErrorCode, EventId, Sequence, ShardId, SubscriptionId, TopicId, WallMs,
+};
 
 use crate::rig::{Numbers, Rig, START, config, event};
 
@@ -15,7 +17,11 @@ const HORIZON_MS: u64 = 60_000;
 const HOUR_MS: u64 = 3_600_000;
 
 fn rig() -> (Rig, TopicId, SubscriptionId) {
-    let mut rig = Rig::new(ShardConfig { horizon_ms: HORIZON_MS, ..config(1) });
+    rig_with(config(1).run_size_bytes)
+}
+
+fn rig_with(run_size_bytes: usize) -> (Rig, TopicId, SubscriptionId) {
+    let mut rig = Rig::new(ShardConfig { horizon_ms: HORIZON_MS, run_size_bytes, ..config(1) });
     let topic = rig.create_topic("t");
     let subscription = rig.create_subscription(SubscriptionSettings {
         name: "s".into(),
@@ -204,21 +210,114 @@ fn where_the_disk_takes_no_run_events_stay_in_memory_and_are_in_time() {
     assert_eq!(seen, ids.iter().map(|id| id.sequence).collect());
 }
 
-#[test]
-fn a_damaged_run_stops_the_shard_and_nothing_wrong_is_delivered() {
-    let (mut rig, topic, _) = rig();
-    for _ in 0..10 {
-        publish(&mut rig, topic, HOUR_MS, b"one");
-    }
+/// Events of the larger run: so many that it has several blocks.
+const LARGE_COUNT: u64 = 120;
+
+/// Events in one run, due half a second apart, and one more event in another run, due in between.
+fn two_runs() -> (Rig, SubscriptionId, Vec<EventId>, EventId) {
+    let (mut rig, topic, subscription) = rig_with(1 << 20);
+    let other = publish(&mut rig, topic, HOUR_MS + 30_250, b"other");
     rig.advance_ms(HORIZON_MS / 4);
     rig.settle();
-    let file = rig.files(0).0.values_mut().next().expect("a run");
-    file[100] ^= 1;
-    rig.advance_ms(HOUR_MS);
+    let ids = (0..LARGE_COUNT).map(|n| publish(&mut rig, topic, HOUR_MS + n * 500, &[7; 4_000])).collect();
+    rig.advance_ms(HORIZON_MS / 4);
     rig.settle();
-    let damage = rig.shard(0).run_damage().expect("seen").to_string();
-    assert!(damage.contains("far/00000001.run is damaged, at block 0"), "{damage}");
-    assert!(rig.pushes.is_empty());
+    assert_eq!((rig.shard(0).stats().far, rig.files(0).0.len()), (LARGE_COUNT + 1, 2));
+    (rig, subscription, ids, other)
+}
+
+/// Where a block of some run begins that holds an event of the middle, by its magic.
+fn damage_the_middle(rig: &mut Rig) -> (RunId, Vec<u8>) {
+    let (run, file) = rig.files(0).0.iter_mut().max_by_key(|(_, file)| file.len()).expect("a run");
+    let before = file.clone();
+    let starts = (0..file.len()).step_by(4096).filter(|at| file[*at..].starts_with(b"ERB1"));
+    let starts: Vec<usize> = starts.collect();
+    file[starts[starts.len() / 2] + 100] ^= 1;
+    (*run, before)
+}
+
+#[test]
+fn what_is_in_a_damaged_block_and_behind_it_is_held_and_all_else_is_delivered() {
+    let (mut rig, subscription, ids, other) = two_runs();
+    rig.attach(subscription);
+    let (run, whole) = damage_the_middle(&mut rig);
+    rig.advance_ms(2 * HOUR_MS);
+    let mut seen = delivered(&mut rig);
+    let held = rig.shard_mut(0).take_held();
+    let [HeldRun { run: of, count, ref why, due, .. }] = held[..] else { panic!("{held:?}") };
+    assert_eq!(of, run);
+    assert!(why.contains("is damaged, at block"), "{why}");
+    let last = ids.last().expect("there are some").schedule_time_ms;
+    assert!(due.0.0 > START.0 + HOUR_MS && due.0 < due.1 && due.1.0 <= last, "{due:?}");
+    let stats = rig.shard(0).stats();
+    assert_eq!((stats.held, stats.pending, stats.far), (count, count, count), "they stay pending");
+    assert!(count > 0 && seen.contains(&other.sequence), "the other run is whole");
+    assert_eq!(seen.len() as u64, LARGE_COUNT + 1 - count);
+    assert!(
+        ids.iter().take((LARGE_COUNT - count) as usize).all(|id| seen.contains(&id.sequence)),
+        "what is before it"
+    );
+    rig.check();
+    rig.check_replay();
+
+    // Of an event in the damaged block nobody knows; those behind it can be cancelled.
+    let damaged = ids[(LARGE_COUNT - count) as usize];
+    let ticket = rig.cancel(damaged);
+    rig.settle();
+    match rig.reply(ticket) {
+        Some(ReplyBody::Refused(refusal)) => {
+            assert_eq!(refusal.code, ErrorCode::Unavailable);
+            assert!(refusal.message.contains("restore it from a copy"), "{refusal:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let last = *ids.last().expect("there are some");
+    assert!(matches!(cancel(&mut rig, last), CancelVerdict::Cancelled), "it was not due for this shard");
+    assert_eq!(rig.shard(0).stats().held, count - 1);
+    assert_eq!(rig.shard_mut(0).take_held(), [], "it is told once");
+
+    // A start without the file's restoring finds the same, one with it delivers the rest.
+    for restored in [false, true] {
+        if restored {
+            rig.files(0).0.insert(run, whole.clone());
+        }
+        rig.crash();
+        rig.attach(subscription);
+        seen.extend(delivered(&mut rig));
+        assert_eq!(rig.shard(0).stats().held, if restored { 0 } else { count - 1 });
+        rig.check_replay();
+    }
+    seen.sort_unstable();
+    let mut all: Vec<Sequence> =
+        ids[..ids.len() - 1].iter().map(|id| id.sequence).chain([other.sequence]).collect();
+    all.sort_unstable();
+    assert_eq!(seen, all);
+}
+
+#[test]
+fn a_look_up_that_meets_damage_is_refused_and_the_shard_goes_on() {
+    let (mut rig, subscription, ids, other) = two_runs();
+    rig.attach(subscription);
+    damage_the_middle(&mut rig);
+    let mut refused = 0;
+    for id in &ids {
+        let ticket = rig.cancel(*id);
+        rig.settle();
+        match rig.reply(ticket) {
+            Some(ReplyBody::Refused(refusal)) => {
+                assert_eq!(refusal.code, ErrorCode::Unavailable);
+                refused += 1;
+            }
+            Some(ReplyBody::Cancelled(CancelVerdict::Cancelled)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((1..30).contains(&refused), "{refused} events of one block");
+    assert_eq!(rig.shard_mut(0).take_held().len(), 1);
+    rig.check();
+    rig.advance_ms(2 * HOUR_MS);
+    assert_eq!(delivered(&mut rig), [other.sequence]);
+    assert_eq!(rig.shard(0).stats().pending, refused);
 }
 
 #[test]

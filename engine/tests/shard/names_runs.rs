@@ -253,7 +253,8 @@ fn a_damaged_block_stops_the_shard_and_a_missing_file_keeps_it_from_starting() {
     let ticket = rig.publish(0, topic, &batch(0..400));
     while rig.run_op(0) {}
     assert_eq!(rig.reply(ticket), None, "no answer is better than a wrong one");
-    assert!(matches!(rig.shard(0).run_damage(), Some(RunError::Damaged(of, _)) if *of == run));
+    assert!(matches!(rig.shard(0).names_damage(), Some(RunError::Damaged(of, _)) if *of == run));
+    assert_eq!(rig.shard_mut(0).take_waiting(), [ticket], "whoever drives it says so");
     rig.files(0).0.remove(&run);
     let refused = rig.try_replay(0).replayed();
     assert!(matches!(refused, Err(RunError::Missing(of)) if of == run), "{refused:?}");

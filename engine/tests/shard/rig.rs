@@ -283,7 +283,7 @@ impl Rig {
     pub(crate) fn run_op_fails(&mut self, shard: u16) -> bool {
         let slot = &mut self.slots[usize::from(shard)];
         let Some((ticket, op)) = slot.run_ops.pop_front() else { return false };
-        assert!(!matches!(op, RunOp::Read { .. }), "a failed read stops the shard");
+        assert!(!matches!(op, RunOp::Read { .. }), "a failed read holds its run");
         let result = Err(io::ErrorKind::StorageFull.into());
         slot.shard.run_op_done(self.now, ticket, result, &mut slot.effects);
         self.drain(shard);

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use escapement_engine::far::{RunOp, RunTicket};
+use escapement_engine::far::{RunId, RunOp, RunTicket};
 use escapement_engine::record::HEADER_SIZE_BYTES;
-use escapement_engine::{Deadline, Effects, Input, Reply, Shard, Ticket};
+use escapement_engine::{Deadline, Effects, HeldRun, Input, Reply, Shard, Ticket};
 use escapement_protocol::frame::ShardCut;
 use escapement_protocol::{MonoNs, Now, ShardId};
 use escapement_wal::{
@@ -46,8 +46,8 @@ impl Default for CommitPolicy {
 pub enum ShardFailure {
     /// Its log has: what is on the disk is known only to recovery.
     Log(LogError, String),
-    /// A run that holds acknowledged events can't be read.
-    Run(String),
+    /// A run of names can't be read: what is published may have been accepted before.
+    Names(String),
 }
 
 impl std::fmt::Display for ShardFailure {
@@ -55,7 +55,7 @@ impl std::fmt::Display for ShardFailure {
         match self {
             ShardFailure::Log(error, cause) if cause.is_empty() => error.fmt(f),
             ShardFailure::Log(error, cause) => write!(f, "{error}: {cause}"),
-            ShardFailure::Run(damage) => f.write_str(damage),
+            ShardFailure::Names(damage) => f.write_str(damage),
         }
     }
 }
@@ -136,6 +136,8 @@ pub(super) struct LoggedShard {
     failure: Option<ShardFailure>,
     /// Who waited for an answer when the shard stopped, until somebody looks.
     stopped: Option<Vec<Ticket>>,
+    /// What an operator has to know, until somebody looks.
+    notices: Vec<String>,
     now: Now,
 }
 
@@ -160,6 +162,7 @@ impl LoggedShard {
             draining: false,
             failure: None,
             stopped: None,
+            notices: Vec::new(),
             now: Now::default(),
         }
     }
@@ -318,9 +321,22 @@ impl LoggedShard {
             self.run_buf = buf;
         }
         self.shard.run_op_done(self.now, ticket, bytes, &mut self.effects);
-        if let Some(damage) = self.shard.run_damage() {
-            self.fail(ShardFailure::Run(damage.to_string()));
+        for held in self.shard.take_held() {
+            let (ShardId(shard), RunId(run)) = (self.id, held.run);
+            let HeldRun { block, count, due: (first, last), why, .. } = held;
+            self.notices.push(format!(
+                "shard {shard} holds {count} events due from {first} to {last}, from block {block} of far/{run:08}.run on: \
+                 {why}, and start the node again"
+            ));
         }
+        if let Some(damage) = self.shard.names_damage() {
+            self.fail(ShardFailure::Names(damage.to_string()));
+        }
+    }
+
+    /// What an operator has to know, since the last look.
+    pub(super) fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
     }
 
     /// Nothing that was decided since the last durable block may be seen outside.

@@ -443,6 +443,11 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         self.inside.shards.iter().flatten().filter_map(|logged| Some((logged.id(), logged.failure()?)))
     }
 
+    /// What an operator has to know, since the last call.
+    pub fn take_notices(&mut self) -> impl Iterator<Item = String> {
+        self.inside.shards.iter_mut().flatten().flat_map(LoggedShard::take_notices)
+    }
+
     /// Counters and gauges of this core's shards.
     pub fn stats(&self) -> impl Iterator<Item = (ShardId, ShardStats)> {
         self.inside.shards.iter().flatten().map(|logged| (logged.id(), logged.shard().stats()))

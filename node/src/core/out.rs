@@ -75,7 +75,12 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     }
 
     /// Steps a shard of this core; one that is out refuses whoever waits.
-    pub(super) fn step(&mut self, shard: ShardId, input: Input<'_>, ticket: Option<escapement_engine::Ticket>) {
+    pub(super) fn step(
+        &mut self,
+        shard: ShardId,
+        input: Input<'_>,
+        ticket: Option<escapement_engine::Ticket>,
+    ) {
         let now = self.now;
         match self.logged_mut(shard).filter(|logged| logged.failure().is_none()) {
             Some(logged) => {

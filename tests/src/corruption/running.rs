@@ -93,7 +93,7 @@ impl Running {
         self.now = Now { mono: self.now.mono.plus_ms(ms), wall: self.now.wall.plus_ms(ms) };
     }
 
-    /// Turns until nothing is left to be written and nothing more is to be pushed now, or a run can't be read.
+    /// Turns until nothing is left to be written and nothing more is to be pushed now, or names can't be read.
     pub(super) fn settle(&mut self) {
         self.free_segments();
         for _ in 0..TURNS_MAX {
@@ -107,7 +107,7 @@ impl Running {
             let next = self.shard.next_deadline();
             let is_due = next.mono.is_some_and(|at| at <= self.now.mono)
                 || next.wall.is_some_and(|at| at <= self.now.wall);
-            if self.shard.run_damage().is_some() || !(has_worked || is_due) {
+            if self.shard.names_damage().is_some() || !(has_worked || is_due) {
                 return;
             }
         }

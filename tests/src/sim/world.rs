@@ -45,22 +45,58 @@ pub(super) enum Who {
 /// Something that happens at a moment.
 #[derive(Debug)]
 pub(super) enum Happening {
-    Turn { core: u16, incarnation: u32 },
-    Disk { shard: u16, incarnation: u32 },
-    Mail { from: u16, to: u16, incarnation: u32 },
-    ToNode { stream: u64, bytes: Vec<u8>, marks: Vec<Mark> },
-    ToClient { stream: u64, bytes: Vec<u8> },
-    NodeCut { connection: u64 },
-    ClientCut { connection: u64 },
+    Turn {
+        core: u16,
+        incarnation: u32,
+    },
+    Disk {
+        shard: u16,
+        incarnation: u32,
+    },
+    Mail {
+        from: u16,
+        to: u16,
+        incarnation: u32,
+    },
+    ToNode {
+        stream: u64,
+        bytes: Vec<u8>,
+        marks: Vec<Mark>,
+    },
+    ToClient {
+        stream: u64,
+        bytes: Vec<u8>,
+    },
+    NodeCut {
+        connection: u64,
+    },
+    ClientCut {
+        connection: u64,
+    },
     Wake(Who),
-    Datagram { way: Way, connection: u64, port: u16, bytes: Vec<u8> },
-    ClientTimer { connection: u64 },
-    ResultDue { subscriber: usize, epoch: u32, tag: u64 },
+    Datagram {
+        way: Way,
+        connection: u64,
+        port: u16,
+        bytes: Vec<u8>,
+    },
+    ClientTimer {
+        connection: u64,
+    },
+    ResultDue {
+        subscriber: usize,
+        epoch: u32,
+        tag: u64,
+    },
     Boot,
     /// Somebody restarts a node of which a shard is out of service.
-    Restart { incarnation: u32 },
+    Restart {
+        incarnation: u32,
+    },
     Fault,
-    NoSpaceEnds { shard: u16 },
+    NoSpaceEnds {
+        shard: u16,
+    },
 }
 
 #[derive(Debug)]

@@ -93,9 +93,10 @@ impl Shard {
         result: io::Result<Vec<u8>>,
         out: &mut Effects,
     ) {
+        let first = blocks.start;
         match self.list_blocks(&mut page, run, blocks, result) {
             Ok(()) => self.fill_page(page, false, out),
-            Err(error) => self.damaged(error),
+            Err(error) => self.refuse_damaged(page.ticket, (run, first), &error, out),
         }
     }
 

@@ -106,11 +106,13 @@ impl Shard {
         may_read.then_some((due, id))
     }
 
-    /// The blocks of a run that were moved and not read.
+    /// The blocks of a run that were moved and not read, up to the first that can't be.
     pub(super) fn places(&self, id: RunId) -> &[BlockPlace] {
         let run = self.durable.runs.get(id).expect("a run that is read is known");
         let index = &run.footer.as_ref().expect("its footer is known").index;
-        &index[self.volatile.far.next_blocks[&id] as usize..run.moved as usize]
+        let far = &self.volatile.far;
+        let next = far.next_blocks[&id].min(run.moved);
+        &index[next as usize..far.held.end(id, run.moved).max(next) as usize]
     }
 
     /// Bytes of the log that it may take to append a block's events again.
@@ -171,7 +173,7 @@ impl Shard {
         let run = self.durable.runs.get(id).expect("a run that is read is known");
         let far = &mut self.volatile.far;
         let next = *far.next_blocks.entry(id).or_insert(run.loaded);
-        if next < run.moved {
+        if next < far.held.end(id, run.moved) {
             let footer = run.footer.as_ref().expect("its footer is known");
             far.to_read.insert((footer.index[next as usize].first.0, id));
         }

@@ -173,7 +173,9 @@ impl Shard {
             // Another run had it, and it has come to memory meanwhile.
             Ok(None) if self.held(event).is_some() => self.decide_again(look_up, out),
             Ok(None) => self.look_up_from(look_up, RunId(run.0 + 1), out),
-            Err(error) => self.damaged(error),
+            Err(error) => {
+                self.refuse_damaged(ticket, (run, block), &error, out);
+            }
         }
     }
 

@@ -91,6 +91,11 @@ impl Waiting {
         2 * self.size_bytes + self.queue.capacity() * size_of::<Waiter>()
     }
 
+    /// Who waits, in the order in which they came.
+    pub(super) fn take_waiting(&mut self, tickets: &mut Vec<Ticket>) {
+        tickets.extend(self.queue.drain(..).map(|waiter| waiter.ticket));
+    }
+
     pub(super) fn is_any_of(&self, topic: TopicId) -> bool {
         self.queue.iter().any(|waiter| waiter.topic == topic)
     }
@@ -162,7 +167,10 @@ impl Shard {
         self.volatile.naming.probing.reading_count -= 1;
         let (found, next) = match self.find_in_run(probe, result) {
             Ok(found) => found,
-            Err(error) => return self.damaged(error),
+            Err(error) => {
+                self.volatile.naming.damage.get_or_insert(error);
+                return;
+            }
         };
         let Probe { topic, hash, place, waiter: number } = probe;
         let queue = &self.volatile.naming.probing.queue;
