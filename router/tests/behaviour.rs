@@ -333,3 +333,26 @@ fn a_removed_subscription_completes_everything() {
     assert!(matches!(late[..], [Decision::Complete { outcome: Outcome::SubscriptionDeleted, .. }]));
     assert_eq!(router.tasks(), 0);
 }
+
+#[test]
+fn tasks_of_a_forgotten_shard_go_and_their_slots_are_free_once_their_attempts_end() {
+    let mut router = router(2);
+    router.attach(at_ms(0), ID, SessionId(1), CREDIT, &[]).unwrap();
+    let out = ShardId(1);
+    for (sequence, key) in [(1, 5), (2, 5), (3, 0), (4, 0)] {
+        let (sequence, due) = (Sequence(sequence), WallMs(sequence));
+        router.offer(at_ms(0), ID, TaskRef { shard: out, sequence, due, key, ..TaskRef::default() });
+    }
+    offer(&mut router, 10..12, 0);
+    let sent = dispatches(&run(&mut router, at_ms(0)));
+    assert_eq!(sent.iter().map(|of| of.0).collect::<Vec<_>>(), [1, 3]);
+    router.forget(out);
+    assert_eq!(run(&mut router, at_ms(1)), [], "both slots are held");
+    assert_eq!(router.tasks(), 4, "what waited has gone");
+    assert!(router.result(at_ms(2), SessionId(1), sent[0].2, AttemptResult::RetryableFailure, 0));
+    let decided = run(&mut router, at_ms(2));
+    assert_eq!((decided.len(), dispatches(&decided)[0].0), (1, 10), "nobody is told, and nothing is retried");
+    let decided = run(&mut router, at_ms(1_000));
+    assert_eq!((decided.len(), dispatches(&decided)[0].0), (1, 11), "nor where the deadline passes");
+    assert_eq!(router.tasks(), 2);
+}

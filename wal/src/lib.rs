@@ -39,6 +39,7 @@ pub use fs::FsDirectory;
 pub use local::{LocalWal, LogUsage};
 pub use log::{BlockContent, BlockSeq, LogError, ReadChunk, ShardLog};
 pub use recovery::{
-    Loss, OpenError, ReadLog, RecoveredBlock, RecoveryReport, check, format as format_log, last_epoch, open, read,
+    Loss, OpenError, ReadLog, RecoveredBlock, RecoveryReport, check, format as format_log, last_epoch, open,
+    read,
 };
 pub use snapshot::{COPY_EPOCH_STEP, CopiedLog, CopyError, LogCut, check_copy, copy_log};

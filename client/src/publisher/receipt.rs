@@ -115,10 +115,7 @@ impl BatchReceipt {
     pub(super) fn words_of(&self, refusal: Refusal) -> &str {
         match &self.exhausted {
             Some(words)
-                if matches!(
-                    refusal.code(),
-                    Some(ErrorCode::ResourceExhausted | ErrorCode::Unavailable)
-                ) =>
+                if matches!(refusal.code(), Some(ErrorCode::ResourceExhausted | ErrorCode::Unavailable)) =>
             {
                 words
             }

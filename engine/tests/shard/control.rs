@@ -1,9 +1,9 @@
 //! Topics and subscriptions over several shards.
 
-use escapement_engine::{AdminRequest, Input, Message, ReplyBody};
+use escapement_engine::{AdminRequest, Input, Message, ReplyBody, owner_of};
 use escapement_protocol::event::Due;
 use escapement_protocol::settings::TopicSettings;
-use escapement_protocol::{ErrorCode, ShardId, SubscriptionSettings, TopicId};
+use escapement_protocol::{ErrorCode, ShardId, SubscriptionId, SubscriptionSettings, TopicId};
 use escapement_router::{Credit, Detach, HostKey, SessionId};
 
 use crate::rig::{NOBODY, Rig, config, event, topic_record};
@@ -177,4 +177,77 @@ fn a_subscription_whose_topic_comes_later_is_found_by_its_events() {
     let held = replay.registry().topic(TopicId(1)).expect("there");
     assert_eq!(held.subscriptions.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
     assert_eq!(replay.state_hash(), rig.shard(0).state_hash());
+}
+
+#[test]
+fn a_creation_does_not_wait_for_a_shard_that_has_stopped() {
+    let mut rig = Rig::new(config(3));
+    let ticket = rig.ticket();
+    rig.step(0, Input::Admin { ticket, request: topic("t") });
+    for shard in [0, 1] {
+        rig.commit(shard);
+        while rig.complete(shard) {}
+    }
+    assert_eq!(rig.reply(ticket), None, "shard 2 has not got it");
+    rig.step(0, Input::Message(Message::Out { shard: ShardId(2) }));
+    assert!(matches!(rig.reply(ticket), Some(ReplyBody::Topic { .. })));
+    let ticket = rig.ticket();
+    rig.step(0, Input::Admin { ticket, request: topic("u") });
+    rig.commit(0);
+    rig.complete(0);
+    assert_eq!(rig.intercept(2).len(), 0, "it is sent nothing more");
+    rig.commit(1);
+    while rig.complete(1) {}
+    assert!(matches!(rig.reply(ticket), Some(ReplyBody::Topic { .. })));
+}
+
+#[test]
+fn a_shard_that_stops_answers_nobody_and_says_who_waits() {
+    let mut rig = Rig::new(config(2));
+    let ticket = rig.ticket();
+    rig.step(0, Input::Admin { ticket, request: topic("t") });
+    rig.commit(0);
+    rig.complete(0);
+    assert_eq!(rig.shard_mut(0).take_waiting(), [ticket]);
+    assert_eq!(rig.shard_mut(0).take_waiting(), []);
+}
+
+#[test]
+fn a_shard_that_is_out_loses_its_subscriptions_to_the_others_and_no_other_moves() {
+    let all: Vec<ShardId> = (0..4).map(ShardId).collect();
+    let rest: Vec<ShardId> = all.iter().copied().filter(|shard| *shard != ShardId(2)).collect();
+    let mut moved = [0; 4];
+    for id in (1..=400).map(SubscriptionId) {
+        let (before, after) = (owner_of(id, &all), owner_of(id, &rest));
+        if before == ShardId(2) {
+            moved[usize::from(after.0)] += 1;
+        } else {
+            assert_eq!(before, after);
+        }
+    }
+    assert!(moved[2] == 0 && moved.iter().filter(|count| **count > 10).count() == 3, "{moved:?}");
+}
+
+#[test]
+fn a_subscription_of_a_shard_that_is_out_gets_the_events_of_the_others() {
+    let mut rig = Rig::new(config(2));
+    let topic = rig.create_topic("t");
+    let mut names = (0..).map(|n| format!("s{n}"));
+    let subscription = loop {
+        let id = rig.create_subscription(settings(&names.next().expect("endless")));
+        if rig.owner(id) == 1 {
+            break id;
+        }
+    };
+    rig.publish(0, topic, &[event(Due::After(5), "e", b"")]);
+    rig.sync();
+    rig.crash();
+    rig.shard_mut(0).set_serving([ShardId(0)]);
+    let (session, host) = (SessionId(1), HostKey(1));
+    let credit = Credit { tasks: 10, bytes: 1_000 };
+    rig.step(0, Input::Message(Message::Attach { subscription, session, host, credit, running: Vec::new() }));
+    rig.advance_ms(5);
+    rig.maintain();
+    let pushed: Vec<_> = rig.pushes.iter().map(|(from, push)| (*from, push.subscription)).collect();
+    assert!(pushed.contains(&(ShardId(0), subscription)), "{pushed:?}");
 }

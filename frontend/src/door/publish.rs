@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use smallvec::SmallVec;
 
 use escapement_protocol::frame::{
-    AckDuplicate, AckException, AckRun, Durability, Items, PublishAck, PublishBatch, ShardCore, encode_publish_ack,
+    AckDuplicate, AckException, AckRun, Durability, Items, PublishAck, PublishBatch, ShardCore,
+    encode_publish_ack,
 };
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::{ErrorCode, EventView, Now, Sequence, ShardId, TopicId, WallMs};

@@ -2,7 +2,7 @@
 
 mod requests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
@@ -715,4 +715,36 @@ fn answers_for_a_stream_that_has_gone_are_dropped() {
     peer.door.closed(0, &mut peer.backend);
     peer.door.published(ticket, accepted(1, 1, None));
     assert_eq!((peer.written(), peer.door.waiting_count()), (Vec::new(), 0));
+}
+
+/// Shards that are asked for the events of some ids, while one of them is out of service.
+fn asked_without(out: ShardId, may_move: bool, key: &[u8]) -> BTreeSet<ShardId> {
+    let mut peer = Peer::new(SHARDS);
+    peer.backend.may_move = may_move;
+    peer.door.shard_out(out);
+    let events = (0..40).map(|n| {
+        let mut bytes = Vec::new();
+        let id = format!("id-{n}");
+        let spec = EventSpec { ordering_key: key, ..EventSpec::new(Due::After(5), &id, b"data") };
+        spec.encode(&mut bytes).expect("valid");
+        bytes
+    });
+    assert_eq!(peer.batch(0, &events.collect::<Vec<_>>()), Ok(()));
+    let asked = std::mem::take(&mut peer.backend.asked);
+    let shards = asked.into_iter().map(|asked| match asked {
+        Asked::Publish { shard, .. } => shard,
+        other => panic!("{other:?}"),
+    });
+    shards.collect()
+}
+
+#[test]
+fn events_of_a_shard_that_is_out_go_elsewhere_unless_they_have_a_key_or_a_name() {
+    let others: BTreeSet<ShardId> = (1..SHARDS).map(ShardId).collect();
+    assert_eq!(asked_without(ShardId(0), true, b""), others);
+    assert_eq!(asked_without(ShardId(0), false, b""), (0..SHARDS).map(ShardId).collect(), "names stay");
+    let key = (0_u32..).map(u32::to_le_bytes);
+    let key = key.into_iter().find(|key| shard_of(TOPIC, key, b"", b"", SHARDS) == ShardId(0));
+    let key = key.expect("some key belongs to it");
+    assert_eq!(asked_without(ShardId(0), true, &key), BTreeSet::from([ShardId(0)]), "keys stay");
 }

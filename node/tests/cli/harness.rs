@@ -174,7 +174,11 @@ impl Node {
             |arg: &OsStr| arg.to_str().is_some_and(|arg| flags.iter().any(|flag| name(flag) == name(arg)));
         let args: Vec<&OsStr> = serve_args(data).into_iter().filter(|arg| !replaced(arg)).collect();
         let mut command = command(&args);
-        let process = Running::start(command.args(flags));
+        Node::from(Running::start(command.args(flags)))
+    }
+
+    /// A node whose process was just started: waits until it takes connections.
+    pub(crate) fn from(process: Running) -> Node {
         let line = process.line();
         let words: Vec<&str> = line.split(' ').collect();
         let ["listening", "on", addr, "cert-sha256", cert_sha256] = words[..] else { panic!("{line}") };
