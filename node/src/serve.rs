@@ -173,7 +173,7 @@ fn serve_with(
     let leader = recovered.iter().flatten().map(|shard| shard.leader_time).max().filter(|time| time.0 > 0);
     let clock = Arc::new(NodeClock::start(leader, config.trust_clock)?);
     let now = clock.now();
-    let epoch = fence_epoch(data, &recovered);
+    let epoch = fence_epoch(&recovered);
     for shard in recovered.iter_mut().flatten() {
         shard.shard.recovered(now, epoch);
     }
@@ -223,19 +223,20 @@ pub(crate) fn out_of_service(out: &[ShardId], shard_count: u16) -> String {
     format!("{shards} {} of {shard_count} {are} out of service", numbers.join(", "))
 }
 
-/// The epoch of this start's fences: above that of every earlier start. No shard's own epoch does for that, since it rises
-/// only in starts in which the shard served, and another may have had its subscriptions meanwhile. The node's falls only
-/// if the shard that had the highest loses all copies of its `SUPER`, while others missed starts that it had.
-fn fence_epoch(data: &DataDir, recovered: &[Option<Recovered>]) -> Epoch {
-    let epochs = (0..).zip(recovered).filter_map(|(shard, recovered)| match recovered {
-        Some(recovered) => Some(recovered.epoch),
-        None => {
-            let mut dir = FsDirectory::new(data.shard_dir(ShardId(shard)));
-            let last = escapement_wal::last_epoch(&mut dir, data.log_identity(ShardId(shard)));
-            last.ok().map(|epoch| Epoch(epoch.0 + 1))
-        }
+/// The least epoch that logs are opened with in this start: above that of every log, also of those that will be refused.
+/// With it the epochs of all shards that serve stay together, and a subscription's fences rise whoever decides for it.
+/// They don't only where every log that served last has lost all copies of its `SUPER`.
+fn least_epoch(data: &DataDir) -> Epoch {
+    let epochs = (0..data.shard_count()).map(ShardId).filter_map(|shard| {
+        let mut dir = FsDirectory::new(data.shard_dir(shard));
+        escapement_wal::last_epoch(&mut dir, data.log_identity(shard)).ok()
     });
-    epochs.max().unwrap_or_default()
+    Epoch(epochs.max().unwrap_or_default().0 + 1)
+}
+
+/// The epoch of this start's fences.
+fn fence_epoch(recovered: &[Option<Recovered>]) -> Epoch {
+    recovered.iter().flatten().map(|shard| shard.epoch).max().unwrap_or_default()
 }
 
 /// Whether a node of this configuration could listen, as far as that can be known without its data: the certificate
@@ -293,6 +294,7 @@ fn recover(
 ) -> Result<(Vec<Option<Recovered>>, Refused), ServeError> {
     let shard_count = data.shard_count();
     let wal = wal_config(config, shard_count);
+    let least = least_epoch(data);
     let memory_bytes_max = (config.memory_bytes(shard_count) / u64::from(shard_count)) as usize;
     let seed = u64::from_le_bytes(io::random_bytes().map_err(ServeError::Random)?);
     let progress: Vec<Progress> =
@@ -319,7 +321,7 @@ fn recover(
                 scope.spawn(move || {
                     // Held until the thread ends, whether it panics or not.
                     let _ended: Sender<()> = ended;
-                    recover_shard(config, dir, identity, &wal, progress)
+                    recover_shard(config, dir, (identity, least), &wal, progress)
                 })
             })
             .collect();
@@ -393,7 +395,7 @@ fn tell_losses(
 fn recover_shard(
     config: ShardConfig,
     dir: PathBuf,
-    identity: LogIdentity,
+    (identity, least): (LogIdentity, Epoch),
     wal: &WalConfig,
     progress: &Progress,
 ) -> Result<Recovered, String> {
@@ -415,7 +417,7 @@ fn recover_shard(
         return Err(format!("block {block}: {error}"));
     }
     shard.replayed().map_err(|error| error.to_string())?;
-    let (log, report) = read.open(&mut dir).map_err(|error| explained(&error))?;
+    let (log, report) = read.open(&mut dir, least).map_err(|error| explained(&error))?;
     remove_left_over(&mut dir, &shard)
         .map_err(|error| format!("removing what is left over in far: {error}"))?;
     progress.done();

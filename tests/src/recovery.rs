@@ -3,6 +3,7 @@
 use escapement_engine::far::{RunError, RunFiles};
 use escapement_engine::{ApplyError, Shard, ShardConfig};
 use escapement_node::runs::remove_left_over;
+use escapement_protocol::Epoch;
 use escapement_wal::{Directory, LocalWal, LogIdentity, OpenError, RecoveryReport, WalConfig, read};
 
 /// Why a shard does not serve.
@@ -64,7 +65,7 @@ pub fn recover(
         return Err(Refusal::Records(block, error));
     }
     shard.replayed().map_err(Refusal::Runs)?;
-    let (log, report) = read.open(dir).map_err(Refusal::Log)?;
+    let (log, report) = read.open(dir, Epoch(0)).map_err(Refusal::Log)?;
     remove_left_over(dir, &shard).expect("a file is removed");
     Ok(Recovered { shard, log, report })
 }

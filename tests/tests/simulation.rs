@@ -181,5 +181,4 @@ found! {
     a_rescheduling_that_recovery_forgets_is_noticed: RescheduleForgotten within 20;
     a_copy_that_forgets_a_rescheduling_is_noticed: RescheduleNotCopied within 80;
     a_due_time_that_pushes_do_not_say_is_noticed: RescheduledDueLost within 5;
-    an_epoch_that_does_not_rise_for_a_stand_in_is_noticed: EpochOfOneLog within 200;
 }

@@ -72,3 +72,41 @@ fn every_core_count_that_is_accepted_fits_a_connection_id() {
     assert!(of(256).validate().is_err());
     assert!(matches!(core_count(&of(256), 256), Err(ServeError::Cores { .. })));
 }
+
+/// Which shards serve changes from start to start, and with them who decides for a subscription.
+#[test]
+fn fences_rise_from_start_to_start_whichever_shards_serve() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = NodeConfig {
+        data: dir.path().to_owned(),
+        cores: Some(1),
+        shards: Some(2),
+        allow_tmpfs: true,
+        ..NodeConfig::tiny()
+    };
+    let mut last = Epoch(0);
+    let mut start = |serving: [bool; 2]| {
+        let data = DataDir::open_or_format(&config).unwrap();
+        let (recovered, refused) = recover(&config, &data, &|_| {}).unwrap();
+        assert_eq!(recovered.iter().map(Option::is_some).collect::<Vec<_>>(), serving);
+        assert_eq!(refused.len(), serving.iter().filter(|serves| !**serves).count());
+        let epoch = fence_epoch(&recovered);
+        assert!(epoch > last, "{epoch:?} after {last:?}");
+        last = epoch;
+    };
+    start([true, true]);
+    let path = dir.path().join("shard-0001/SUPER");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, "gone").unwrap();
+    start([true, false]);
+    start([true, false]);
+    // Back, its own log is two epochs behind.
+    std::fs::write(&path, whole).unwrap();
+    start([true, true]);
+    // Alone, it is still behind what the other one knows.
+    let (log, elsewhere) = (dir.path().join("shard-0000/wal"), dir.path().join("shard-0000/elsewhere"));
+    std::fs::rename(&log, &elsewhere).unwrap();
+    start([false, true]);
+    std::fs::rename(&elsewhere, &log).unwrap();
+    start([true, true]);
+}

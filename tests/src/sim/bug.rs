@@ -82,8 +82,6 @@ pub enum Bug {
     RescheduleNotCopied,
     /// A rescheduled event is pushed as if it was due when its id says.
     RescheduledDueLost,
-    /// Fences carry the epoch of one log, which does not rise in a start that its shard is left out of.
-    EpochOfOneLog,
 }
 
 /// A block's records as recovery is shown them.
@@ -156,7 +154,6 @@ impl Bug {
         Bug::RescheduleForgotten,
         Bug::RescheduleNotCopied,
         Bug::RescheduledDueLost,
-        Bug::EpochOfOneLog,
     ];
 
     /// The one with this name, as it is written here.

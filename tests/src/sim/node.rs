@@ -289,7 +289,7 @@ impl World {
             self.judge.all_durable(self.now_ns);
         }
         let failed: usize = node.cores.iter().map(|core| core.failed).sum();
-        let none_left = failed == usize::from(node.serving);
+        let none_left = failed == usize::from(node.serving) || (failed > 0 && !self.goes_on_without());
         let limps = failed > 0 && !none_left && !std::mem::replace(&mut node.is_limping, failed > 0);
         if over {
             return self.stop(&mut node);

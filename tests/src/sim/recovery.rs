@@ -14,7 +14,7 @@ use escapement_wal::format::{Block, FRAME_SIZE_BYTES};
 use escapement_wal::memory::{Faults, MemDisk, Rng};
 use escapement_wal::{
     BlockKind, BlockSeq, Directory, DiskOp, FileId, LocalWal, LogIdentity, OpId, OpenError, RecoveredBlock,
-    RecoveryReport, ShardLog, format_log, last_epoch, open,
+    RecoveryReport, ShardLog, format_log, last_epoch, open, read,
 };
 
 use super::bug::{Bug, Unsynced, altered_records};
@@ -132,6 +132,7 @@ impl World {
         }
         let mut recovered = Vec::new();
         let left_out = self.left_out();
+        let least = self.least_epoch();
         for shard in 0..self.plan.shards {
             if left_out == Some(shard) {
                 self.note(format_args!("shard {shard} is left out"));
@@ -142,7 +143,7 @@ impl World {
             let power_fails_after = cut.then(|| self.rng.below(12) as u32);
             let faults = Faults { power_fails_after, ..Faults::default() };
             self.disks[usize::from(shard)].disk.set_faults(faults);
-            match self.recover(shard) {
+            match self.recover(shard, least) {
                 Ok(shard) => recovered.push(Some(shard)),
                 Err(NoStart::Crashed) => return self.crashed_in_recovery(),
                 Err(NoStart::Refused(why)) => {
@@ -174,8 +175,9 @@ impl World {
 
     /// The shard of several that this start refuses, if it does: as if it was damaged, and is mended before the next.
     fn left_out(&mut self) -> Option<u16> {
-        let may_be = self.plan.shards > 1 && self.incarnation > 0 && self.crashes_left > 0 && !self.is_calm();
-        if !may_be || !self.out_rng.one_in(6) {
+        let may_be =
+            self.goes_on_without() && self.incarnation > 0 && self.crashes_left > 0 && !self.is_calm();
+        if !may_be || !self.out_rng.one_in(3) {
             return None;
         }
         let shard = self.out_rng.below(self.plan.shards.into()) as u16;
@@ -210,7 +212,7 @@ impl World {
     }
 
     /// Recovers one shard. Twice on copies of the disk as well: recovering again must change nothing.
-    fn recover(&mut self, shard: u16) -> Result<Recovered, NoStart> {
+    fn recover(&mut self, shard: u16, least: Epoch) -> Result<Recovered, NoStart> {
         let config = self.shard_config(shard);
         let identity = LogIdentity { cluster: CLUSTER, shard: ShardId(shard), shard_count: self.plan.shards };
         let bug = self.options.bug.filter(|_| self.incarnation > 0);
@@ -295,9 +297,13 @@ impl World {
         };
         let opened = match bug {
             Some(Bug::RecoveryNotSynced) => {
-                open(&mut Unsynced(&mut state.disk), identity, &wal, &mut take_in)
+                let mut disk = Unsynced(&mut state.disk);
+                read(&mut disk, identity, &wal, &mut take_in).and_then(|log| log.open(&mut disk, least))
             }
-            _ => open(&mut state.disk, identity, &wal, &mut take_in),
+            _ => {
+                let disk = &mut state.disk;
+                read(disk, identity, &wal, &mut take_in).and_then(|log| log.open(disk, least))
+            }
         };
         let (log, report) = match opened {
             Ok(opened) => opened,
@@ -381,24 +387,20 @@ impl World {
         Ok(())
     }
 
-    /// The epochs that the shards' fences carry: one for all, above that of every start before.
-    fn fence_epochs(&mut self, recovered: &[Option<Recovered>]) -> Vec<Option<Epoch>> {
-        if self.options.bug == Some(Bug::EpochOfOneLog) {
-            return recovered.iter().map(|r| r.as_ref().map(|r| r.report.epoch)).collect();
-        }
-        let mut highest = Epoch(0);
-        for (shard, recovered) in (0..self.plan.shards).zip(recovered) {
-            let identity =
-                LogIdentity { cluster: CLUSTER, shard: ShardId(shard), shard_count: self.plan.shards };
-            let epoch = match recovered {
-                Some(recovered) => recovered.report.epoch,
-                None => {
-                    let last = last_epoch(&mut self.disks[usize::from(shard)].disk, identity);
-                    Epoch(last.expect("only a part of the log is damaged").0 + 1)
-                }
-            };
-            highest = highest.max(epoch);
-        }
+    /// The least epoch that this start opens logs with, as the node has it.
+    fn least_epoch(&mut self) -> Epoch {
+        let shards = self.plan.shards;
+        let disks = (0..).zip(&mut self.disks).filter(|(_, state)| state.formatted);
+        let epochs = disks.filter_map(|(shard, state)| {
+            let identity = LogIdentity { cluster: CLUSTER, shard: ShardId(shard), shard_count: shards };
+            last_epoch(&mut state.disk, identity).ok()
+        });
+        Epoch(epochs.max().unwrap_or_default().0 + 1)
+    }
+
+    /// The epoch that the shards' fences carry.
+    fn fence_epochs(&self, recovered: &[Option<Recovered>]) -> Vec<Option<Epoch>> {
+        let highest = recovered.iter().flatten().map(|r| r.report.epoch).max().unwrap_or_default();
         let epoch = self.epoch_of(highest);
         recovered.iter().map(|r| r.as_ref().map(|_| epoch)).collect()
     }

@@ -190,7 +190,7 @@ pub fn open(
     config: &WalConfig,
     visitor: Visitor<'_>,
 ) -> Result<(LocalWal, RecoveryReport), OpenError> {
-    read(dir, identity, config, visitor)?.open(dir)
+    read(dir, identity, config, visitor)?.open(dir, Epoch(0))
 }
 
 /// Reads a log as [`open`] does, and changes nothing yet: for whoever decides by what the blocks come to whether the log
@@ -229,13 +229,17 @@ impl std::fmt::Debug for ReadLog {
 }
 
 impl ReadLog {
-    /// Repairs a torn end, and starts a new epoch.
+    /// Repairs a torn end, and starts a new epoch: `least`, or a higher one where the log has seen that already.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(self, dir: &mut dyn Directory) -> Result<(LocalWal, RecoveryReport), OpenError> {
+    pub fn open(
+        self,
+        dir: &mut dyn Directory,
+        least: Epoch,
+    ) -> Result<(LocalWal, RecoveryReport), OpenError> {
         let ReadLog { recovery, mut report } = self;
-        let opened = recovery.repair(dir, report.accepted_loss.is_some())?;
+        let opened = recovery.repair(dir, report.accepted_loss.is_some(), least)?;
         report.epoch = opened.epoch;
         Ok((LocalWal::from_opened(opened), report))
     }

@@ -72,9 +72,10 @@ impl Recovery {
         mut self,
         dir: &mut dyn Directory,
         accepted_loss: bool,
+        least: Epoch,
     ) -> Result<Opened, OpenError> {
         let last = BlockSeq(self.scan.cursor.next.0 - 1);
-        let epoch = Epoch(self.scan.evidence.epoch.max(self.scan.cursor.epoch).0 + 1);
+        let epoch = Epoch(self.scan.evidence.epoch.max(self.scan.cursor.epoch).0 + 1).max(least);
         self.sync_tail(dir)?;
         if accepted_loss {
             self.erase_behind_end(dir)?;
