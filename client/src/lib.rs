@@ -31,7 +31,7 @@ pub use publisher::{
     BatchGuard, BatchReceipt, Duplicate, Publisher, PublisherOptions, PublisherStats, Receipt, ReceiptRun,
     Refusal,
 };
-pub use query::NodeCounts;
+pub use query::{NodeCounts, NodeDueCounts};
 pub use subscriber::{
     Answer, Attempt, PushHandler, ResultSink, SessionChange, Stopper, Subscriber, SubscriberOptions, Task,
     Tasks,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::{Ended, Node, Running, contents, run, serve_args};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Events of each shard.
 const EVENT_COUNT: usize = 4;
@@ -92,8 +92,40 @@ fn serves_without_shard_1(node: &Node, given: &Given) {
         .collect();
     assert!(codes.contains(&Some(0)) && codes.contains(&Some(3)), "{codes:?}");
     let (counted, counts) = ask(node, &["count", "--topic", "mail"]);
-    assert_eq!((counted.code, &counts["shards_missing"]), (Some(3), &serde_json::json!([1])), "{counted:?}");
+    assert_eq!((counted.code, &counts["shards_missing"]), (Some(3), &json!([1])), "{counted:?}");
     assert_eq!(counts["pending"], given.events[0].len(), "{counted:?}");
+    // Counts by due time and listings, too, say what they are without.
+    let (due, _) = ask(node, &["count", "--topic", "mail", "--due"]);
+    let rows = rows(&due);
+    let is_of_all = |row: &Value| row["within"] == "1d" && row["events"] == given.events[0].len();
+    assert!(rows.iter().any(is_of_all), "{due:?}");
+    assert_eq!((due.code, rows.last()), (Some(3), Some(&json!({ "shards_missing": [1] }))), "{due:?}");
+    for page in ["--all", "--limit=1000"] {
+        let (listed, _) = ask(node, &["event", "list", "--topic", "mail", page]);
+        assert_eq!(listed.code, Some(3), "{listed:?}");
+        assert!(listed.stderr.contains("without shard 1, which is out of service"), "{listed:?}");
+        assert!(listed.stdout.lines().any(|line| line == r#"{"shards_missing":[1]}"#), "{listed:?}");
+        assert_eq!(ids(&listed), sorted(&given.events[0]), "{listed:?}");
+    }
+    refused(&["event", "list", "--topic", "mail", "--key", &given.keys[1]]);
+    node.ask(&["event", "list", "--topic", "mail", "--key", &given.keys[0]]);
+}
+
+fn rows(ended: &Ended) -> Vec<Value> {
+    ended.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Events that were listed.
+fn ids(listed: &Ended) -> Vec<String> {
+    let ids: Vec<String> =
+        rows(listed).iter().filter_map(|row| Some(row["event_id"].as_str()?.to_owned())).collect();
+    sorted(&ids)
+}
+
+fn sorted(ids: &[String]) -> Vec<String> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids
 }
 
 /// A directory of two shards that were both in use, by a node that was killed.
@@ -198,6 +230,49 @@ fn a_run_that_is_missing_takes_out_its_shard_alone_and_its_log_is_not_written_to
     assert!(refusal.contains("is missing: restore far/"), "{refusal}");
     kept.iter().for_each(|(path, bytes)| fs::write(path, bytes).expect("it is there"));
     serves_all(&data, &given, &[]);
+}
+
+#[test]
+fn a_damaged_block_of_a_run_is_told_of_and_its_shard_serves_all_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let node = Node::start_with(&data, &["--horizon=1s".into()]).with_mail();
+    let given = give(&node);
+    let in_runs = || node.ask_json(&["count"])["in_runs"].as_u64();
+    let all: Vec<String> = given.events.iter().flatten().cloned().collect();
+    assert!((0..2_000).any(|_| in_runs() == Some(all.len() as u64)), "no run was written");
+    node.process.kill();
+    let kept = contents(&data.join("shard-0001/far"));
+    let (path, whole) = kept.iter().next().expect("a run");
+    assert!(whole.starts_with(b"ERB1"), "its first block");
+    let mut bytes = whole.clone();
+    bytes[100] ^= 1;
+    fs::write(path, &bytes).expect("it is there");
+
+    let node = Node::start(&data);
+    let (listed, _) = ask(&node, &["event", "list", "--topic", "mail", "--all"]);
+    let held = node.process.notice(|line| line.contains("shard 1 holds"));
+    assert!(held.contains("is damaged, at block 0: restore it from a copy"), "{held}");
+    let (last, seen) = (rows(&listed).pop().expect("a line"), ids(&listed));
+    let unread = last["events_unread"].as_u64().expect("a count") as usize;
+    assert_eq!((listed.code, seen.len() + unread), (Some(3), all.len()), "{listed:?}");
+    assert!(given.events[0].iter().all(|event| seen.contains(event)), "{listed:?}");
+    assert!(held.contains(&format!("shard 1 holds {unread} events")), "{held}");
+    let counted = node.ask_json(&["count", "--topic", "mail"]);
+    assert_eq!(counted["pending"], all.len(), "{counted}");
+    let unreadable = given.events[1].iter().find(|event| !seen.contains(event)).expect("one is held");
+    let refused = node.run(&["cancel", unreadable]);
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert!(refused.stderr.contains("UNAVAILABLE"), "{refused:?}");
+    node.ask(&["publish", "--topic", "mail", "--delay", "1h", "--key", &given.keys[1]]);
+    node.process.signal("TERM");
+    assert_eq!(node.process.end().code, Some(0), "no shard was out");
+    assert_eq!(fs::read(path).expect("it is kept"), bytes);
+
+    fs::write(path, whole).expect("it is there");
+    let node = Node::start(&data);
+    let (listed, _) = ask(&node, &["event", "list", "--topic", "mail", "--all"]);
+    assert_eq!((listed.code, ids(&listed).len()), (Some(0), all.len() + 1), "{listed:?}");
 }
 
 #[test]

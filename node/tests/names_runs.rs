@@ -65,7 +65,11 @@ fn publish(node: &Node, count: u32) -> (Vec<EventId>, usize) {
 fn runs_of_names(data: &Path, state: &str) -> Vec<PathBuf> {
     let all = rows(&run(&["-o", "json", "inspect", text(data)]));
     let of_names = all.iter().filter(|row| row["state"] == state && row.get("names").is_some());
-    of_names.map(|row| data.join("shard-0000").join(row["file"].as_str().expect("a file"))).collect()
+    let path_of = |row: &Value| {
+        let shard = format!("shard-{:04}", row["shard"].as_u64().expect("a number"));
+        data.join(shard).join(row["file"].as_str().expect("a file"))
+    };
+    of_names.map(path_of).collect()
 }
 
 #[test]
@@ -150,4 +154,54 @@ fn a_shard_whose_run_of_names_is_missing_does_not_serve_until_it_is_given_up() {
     let node = start(&data);
     let (found, _) = publish(&node, AGAIN_COUNT);
     assert_eq!(found.len(), AGAIN_COUNT as usize, "the node serves");
+}
+
+#[test]
+fn a_damaged_block_of_a_run_of_names_stops_its_shard_alone_once_a_name_there_is_looked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let start = || Node::start_with(&data, &["--shards=2".into(), "--memory=32MiB".into()]);
+    let node = start();
+    publish(&node, 2 * NAME_COUNT);
+    let of_shard_1 = || {
+        let all = runs_of_names(&data, "names");
+        all.into_iter().filter(|path| path.starts_with(data.join("shard-0001"))).collect::<Vec<_>>()
+    };
+    assert!((0..2_000).any(|_| !of_shard_1().is_empty()));
+    node.process.kill();
+    for path in of_shard_1() {
+        let mut bytes = fs::read(&path).expect("it is there");
+        let blocks = (0..bytes.len()).step_by(4096).filter(|at| bytes[*at..].starts_with(b"ENB1"));
+        for at in blocks.collect::<Vec<_>>() {
+            bytes[at + 200] ^= 1;
+        }
+        fs::write(&path, bytes).expect("it is there");
+    }
+
+    let node = start();
+    let again = |node: &Node| -> Vec<Ended> {
+        let ids = (0..16).map(|n| n.to_string());
+        ids.map(|id| node.run(&["publish", "--topic", "t", "--id", &id])).collect()
+    };
+    let answers = again(&node);
+    let refused: Vec<&Ended> = answers.iter().filter(|ended| ended.code != Some(0)).collect();
+    assert!((1..16).contains(&refused.len()), "the other shard's are known: {answers:?}");
+    for ended in refused {
+        assert_eq!(ended.code, Some(3), "{ended:?}");
+        assert!(ended.stderr.contains("shard 1 is out of service"), "{ended:?}");
+    }
+    let told = node.process.notice(|line| line.contains("shard 1 has stopped"));
+    assert!(told.contains(".run is damaged, at block"), "{told}");
+    node.process.notice(|line| line.contains("the other shards go on"));
+    node.process.signal("TERM");
+    assert_eq!(node.process.end().code, Some(1));
+
+    let losses = rows(&run(&["-o", "json", "repair", text(&data)]));
+    assert!(!losses.is_empty());
+    for loss in losses {
+        assert_eq!((&loss["finding"], &loss["shard"]), (&"names_loss".into(), &1.into()), "{loss}");
+        let token = loss["token"].as_str().expect("a token");
+        assert_eq!(run(&["repair", text(&data), "--accept-loss", token]).code, Some(0));
+    }
+    assert!(again(&start()).iter().all(|ended| ended.code == Some(0)), "all serve");
 }

@@ -73,7 +73,7 @@ fn a_thousand_crashes_break_no_promise() {
     assert!(counts.events > 0 && counts.pushes > counts.events / 2, "{counts:?}");
     assert!(counts.snapshots > 10 && counts.listings > 300, "{counts:?}");
     assert!(counts.topic_turns > 20, "{counts:?}");
-    assert!(counts.shards_out > 10, "{counts:?}");
+    assert!(counts.shards_out > 10 && counts.listings_without > 0, "{counts:?}");
 }
 
 #[test]
@@ -174,6 +174,7 @@ found! {
     counts_of_another_shard_are_noticed: QuestionsAstray within 60;
     a_listing_that_does_not_go_back_to_memory_is_noticed: ListingNotRepeated within 60;
     a_listing_that_leaves_out_a_block_is_noticed: ListingBlockSkipped within 60;
+    a_listing_that_does_not_say_what_is_missing_is_noticed: MissingNotTold within 200;
     names_that_recovery_leaves_out_are_noticed: NamesForgotten within 180;
     names_that_recovery_does_not_read_are_noticed: NamesNotRead within 40;
     runs_of_names_that_recovery_forgets_are_noticed: NamesRunsForgotten within 180;

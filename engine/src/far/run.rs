@@ -170,6 +170,15 @@ impl Run {
         self.count_in(blocks.clone()) - self.ended_in(blocks) as u64
     }
 
+    /// Those of a topic in blocks that were moved, where they are not loaded.
+    pub(crate) fn pending_of(&self, topic: TopicId, blocks: Range<u32>) -> u64 {
+        let Some(footer) = &self.footer else { return 0 };
+        let blocks = blocks.start.max(self.loaded)..blocks.end.max(self.loaded);
+        let count: u64 = blocks.clone().map(|block| u64::from(footer.topics.count(block, topic))).sum();
+        let ended = self.ended_in_blocks(blocks).filter(|(_, of)| **of == topic).count();
+        count.saturating_sub(ended as u64)
+    }
+
     /// Whether more than half of its events have gone, so that most of its file is kept for nothing.
     pub(crate) fn is_sparse(&self) -> bool {
         let Some(footer) = &self.footer else { return false };

@@ -42,6 +42,8 @@ pub(super) struct Page {
     pub(super) at: PageToken,
     pub(super) events: Vec<ListedEvent>,
     size_bytes: usize,
+    /// Of the topic, in blocks that could not be read.
+    pub(super) unread: u64,
     /// How many it may still look at.
     pub(super) looks: usize,
 }
@@ -115,7 +117,8 @@ impl Shard {
         match position {
             Ok(at) => {
                 let (list, events) = (list.clone(), Vec::new());
-                let page = Page { ticket, list, at, events, size_bytes: 0, looks: LOOK_COUNT_MAX };
+                let looks = LOOK_COUNT_MAX;
+                let page = Page { ticket, list, at, events, size_bytes: 0, unread: 0, looks };
                 self.fill_page(Box::new(page), true, out);
             }
             Err(error) => {
@@ -184,16 +187,10 @@ impl Shard {
 
     /// Answers with what a page has. Where nothing is ahead here, the next shard goes on.
     fn end_page(&mut self, page: Page, is_over: bool, out: &mut Effects) {
-        let Page { ticket, list, at, events, .. } = page;
-        let next = ShardId(at.shard.0 + 1);
-        let token = if !is_over {
-            at.to_bytes()
-        } else if list.is_of_every_shard() && next.0 < self.config.shard_count {
-            PageToken::first(next, at.filter).to_bytes()
-        } else {
-            Vec::new()
-        };
-        out.reply(ticket, ReplyBody::Answered(QueryAnswer::List(EventPage { events, token })));
+        let Page { ticket, list, at, events, unread, .. } = page;
+        let token = if is_over { list.token_past(at.shard, self.config.shard_count) } else { at.to_bytes() };
+        let page = EventPage { events, token, unread, missing: Vec::new() };
+        out.reply(ticket, ReplyBody::Answered(QueryAnswer::List(page)));
     }
 
     /// Too many pages wait for the disk.

@@ -1,11 +1,11 @@
 //! `escapement count`.
 
-use escapement_client::NodeCounts;
+use escapement_client::{NodeCounts, NodeDueCounts};
 use escapement_protocol::{Outcome, ShardId};
 use serde_json::{Map, Value, json};
 
 use super::connect::ConnectArgs;
-use super::failure::{Exit, Failure};
+use super::failure::Failure;
 use super::output::Output;
 
 /// Arguments of `count`.
@@ -13,7 +13,7 @@ use super::output::Output;
 #[command(
     after_help = "pending is scheduled and ready together. scheduled events wait for their time, or behind others that are due; in_runs counts those of them that are on the disk. ready events are due, and their tasks wait, run or back off. ended counts since the node started. The counts are exact, and cost the same however many events are pending. Of shards that are out of service nothing is counted: shards_missing names them, and the exit status is 3. \
                   With --due, events are counted by when they come due instead: within so long from now, and first those that are due already. \
-                  A count is not exact where a moment falls among events that are counted together.\n\n\
+                  A count is not exact where a moment falls among events that are counted together. Of shards that are out of service nothing is counted, there too.\n\n\
                   Examples:\n  escapement count\n  escapement count --topic mail --subscription mailer\n  escapement count --topic mail --due"
 )]
 pub(super) struct CountArgs {
@@ -62,21 +62,17 @@ pub(super) fn run(args: &CountArgs, out: &Output) -> Result<(), Failure> {
         counts.ended.iter().map(|ended| (outcome_name(ended.outcome), json!(ended.count))).collect();
     let name = if args.subscription.is_some() { "tasks_ended" } else { "ended_without_task" };
     facts.push((name, Value::Object(ended)));
-    let missing: Vec<u16> = missing.into_iter().map(|ShardId(shard)| shard).collect();
+    let missing = numbers(&missing);
     if missing.is_empty() {
         return out.facts(&facts);
     }
     facts.push(("shards_missing", json!(missing)));
     out.facts(&facts)?;
-    let message = format!(
-        "UNAVAILABLE: of the shards {missing:?}, which are out of service, nothing is counted; the node's standard error \
-         says why"
-    );
-    Err(Failure::new(Exit::Refused, message))
+    Err(Failure::without_shards(&missing))
 }
 
 fn due(args: &CountArgs, out: &Output) -> Result<(), Failure> {
-    let counts = args.connect.run(async |client| {
+    let NodeDueCounts { counts, missing } = args.connect.run(async |client| {
         let topic = match &args.topic {
             Some(name) => Some(client.topic(name).await?.topic),
             None => None,
@@ -87,7 +83,19 @@ fn due(args: &CountArgs, out: &Output) -> Result<(), Failure> {
         .iter()
         .map(|count| vec![json!(within(count.within_ms)), json!(count.count), json!(count.exact)])
         .collect();
-    out.rows(&["within", "events", "exact"], &rows)
+    out.rows(&["within", "events", "exact"], &rows)?;
+    let missing = numbers(&missing);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if out.is_json() {
+        out.line(&json!({ "shards_missing": missing }).to_string())?;
+    }
+    Err(Failure::without_shards(&missing))
+}
+
+fn numbers(shards: &[ShardId]) -> Vec<u16> {
+    shards.iter().map(|shard| shard.0).collect()
 }
 
 /// A span as people write it.

@@ -25,7 +25,7 @@ pub(super) enum EventCommand {
     Get(GetArgs),
     /// List pending events of a topic
     #[command(
-        after_help = "The events are in no order. Listing costs the node little at a time, however many events are pending: a search for few among very many takes long, and disturbs nobody. An event that is pending all the while is listed, twice where it was moved meanwhile; one that is published while it is listed may be. Where --limit cuts it off, a page token is printed, with -o json as the last line: it is good for the same topic, state, key and time range until the node starts again.\n\n\
+        after_help = "The events are in no order. Listing costs the node little at a time, however many events are pending: a search for few among very many takes long, and disturbs nobody. An event that is pending all the while is listed, twice where it was moved meanwhile; one that is published while it is listed may be. Where --limit cuts it off, a page token is printed, with -o json as the last line: it is good for the same topic, state, key and time range until the node starts again. Where shards are out of service, or blocks of runs can't be read, it says so, with -o json in a line with shards_missing or events_unread, and the exit status is 3.\n\n\
                       Examples:\n  escapement event list --topic mail --state ready\n  escapement event list --topic mail --from 2031-05-17T00:00:00Z --until 2031-05-18T00:00:00Z --all -o json"
     )]
     List(Box<list::ListArgs>),

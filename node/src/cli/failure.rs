@@ -52,6 +52,19 @@ impl Failure {
         Failure { exit, text: None }
     }
 
+    /// What was printed is without what shards have that are out of service.
+    pub(super) fn without_shards(missing: &[u16]) -> Failure {
+        let (shards, are) = if missing.len() == 1 { ("shard", "is") } else { ("shards", "are") };
+        let numbers: Vec<String> = missing.iter().map(u16::to_string).collect();
+        Failure::new(
+            Exit::Refused,
+            format!(
+                "UNAVAILABLE: this is without {shards} {}, which {are} out of service: the node's standard error says why",
+                numbers.join(", ")
+            ),
+        )
+    }
+
     pub(super) fn usage(text: impl Into<String>) -> Failure {
         Failure::new(Exit::Usage, text)
     }

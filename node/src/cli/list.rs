@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::connect::ConnectArgs;
 use super::event::{COLUMNS, info_row};
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::moment::Moment;
 use super::output::{Output, notice, object, stated};
 use super::subscribe::hex;
@@ -92,28 +92,82 @@ pub(super) fn run(args: &ListArgs, out: &Output) -> Result<(), Failure> {
         };
         let mut columns = COLUMNS.to_vec();
         columns.extend(["id", "key", "failed_attempts"]);
+        let mut lacking = Lacking::default();
         loop {
             let count_max = if args.all { EVENT_PAGE_COUNT_MAX } else { args.limit };
-            let events = some(&client, &mut list, count_max as usize).await?;
+            let events = some(&client, &mut list, count_max as usize, &mut lacking).await?;
             let rows: Vec<Vec<Value>> = events.iter().map(|event| row(event, &topics)).collect();
             out.rows(&columns, &rows)?;
             if list.token.is_empty() {
-                return Ok(());
+                lacking.print(out)?;
+                return lacking.verdict();
             }
             if !args.all {
-                return more(&list.token, out);
+                lacking.print(out)?;
+                more(&list.token, out)?;
+                return lacking.verdict();
             }
         }
     })
 }
 
+/// What is not in the pages that came.
+#[derive(Debug, Default)]
+struct Lacking {
+    /// Shards that are out of service.
+    shards: Vec<u16>,
+    /// Events, about, in blocks that can't be read.
+    unread: u64,
+}
+
+impl Lacking {
+    /// Says so to programs.
+    fn print(&self, out: &Output) -> Result<(), Failure> {
+        let mut facts = Vec::new();
+        if !self.shards.is_empty() {
+            facts.push(("shards_missing", json!(self.shards)));
+        }
+        if self.unread > 0 {
+            facts.push(("events_unread", json!(self.unread)));
+        }
+        if facts.is_empty() || !out.is_json() {
+            return Ok(());
+        }
+        out.line(&object(facts.into_iter()).to_string())
+    }
+
+    fn verdict(&self) -> Result<(), Failure> {
+        let unread = format!(
+            "about {} pending events of the topic are in blocks of runs that can't be read, and may be missing here: the \
+             node's standard error says which",
+            self.unread
+        );
+        match (&self.shards[..], self.unread) {
+            ([], 0) => Ok(()),
+            ([], _) => Err(Failure::new(Exit::Refused, format!("UNAVAILABLE: {unread}"))),
+            (shards, 0) => Err(Failure::without_shards(shards)),
+            (shards, _) => {
+                notice(&unread);
+                Err(Failure::without_shards(shards))
+            }
+        }
+    }
+}
+
 /// Asks for pages until they have as many events, or the last one has come. Leaves the token for the next in `list`.
-async fn some(client: &Client, list: &mut ListEvents, count_max: usize) -> Result<Vec<ListedEvent>, Failure> {
+async fn some(
+    client: &Client,
+    list: &mut ListEvents,
+    count_max: usize,
+    lacking: &mut Lacking,
+) -> Result<Vec<ListedEvent>, Failure> {
     let mut events = Vec::new();
     loop {
         list.count_max = u32::try_from(count_max - events.len()).unwrap_or(u32::MAX);
         let page = client.list(list.clone()).await?;
         events.extend(page.events);
+        lacking.unread += page.unread;
+        lacking.shards.extend(page.missing.iter().map(|shard| shard.0));
         list.token = page.token;
         if list.token.is_empty() || events.len() >= count_max {
             return Ok(events);

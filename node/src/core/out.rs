@@ -2,7 +2,8 @@
 //!
 //! | what a shard that is out would have done | what becomes of it |
 //! |---|---|
-//! | answer what it was asked | refused with `UNAVAILABLE`, at once and from then on; whether what was on its way to its log is stored, nobody knows |
+//! | give a page of a listing over all shards | the page says that the shard is missing, and the next shard goes on |
+//! | answer what else it was asked | refused with `UNAVAILABLE`, at once and from then on; whether what was on its way to its log is stored, nobody knows |
 //! | take events without an ordering key, of a topic that keeps no names | other shards take them (`frontend::door`) |
 //! | take other events | refused: their order, or what is known of them, is there |
 //! | decide for subscriptions | from the start on another shard does; for those of one that stopped later, their tasks wait in the other shards until the next start |
@@ -11,6 +12,7 @@
 //! A shard that stopped stays out until the next start: only recovery says what is on its disk.
 
 use escapement_engine::{Input, Message, Refusal, Reply, ReplyBody};
+use escapement_protocol::frame::{EventPage, Query, QueryAnswer};
 use escapement_protocol::{ErrorCode, ShardId};
 
 use super::{Inside, Parcel};
@@ -88,9 +90,22 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
                 self.drain_shard(shard);
             }
             None => {
-                let body = ReplyBody::Refused(refusal(shard));
+                let body = self.answer_for(shard, input);
                 self.replies.extend(ticket.map(|ticket| Reply { ticket, body }));
             }
+        }
+    }
+
+    /// What is answered for a shard that is out.
+    fn answer_for(&self, shard: ShardId, input: Input<'_>) -> ReplyBody {
+        match input {
+            // A listing goes on with the next shard, and says so.
+            Input::Query { query: Query::List(list), .. } if list.is_of_every_shard() => {
+                let token = list.token_past(shard, self.config.shard_count);
+                let page = EventPage { token, missing: vec![shard], ..EventPage::default() };
+                ReplyBody::Answered(QueryAnswer::List(page))
+            }
+            _ => ReplyBody::Refused(refusal(shard)),
         }
     }
 }

@@ -84,6 +84,18 @@ impl ListEvents {
         self.ordering_key.is_empty()
     }
 
+    /// The token of the page that begins behind all that a shard has, on a node of so many shards; empty where no other one
+    /// is to be asked.
+    #[must_use]
+    pub fn token_past(&self, shard: ShardId, shard_count: u16) -> Vec<u8> {
+        let next = ShardId(shard.0 + 1);
+        if self.is_of_every_shard() && next.0 < shard_count {
+            PageToken::first(next, self.filter()).to_bytes()
+        } else {
+            Vec::new()
+        }
+    }
+
     /// Most events of the page.
     #[must_use]
     pub fn page_count_max(&self) -> usize {
@@ -234,6 +246,10 @@ pub struct EventPage {
     pub events: Vec<ListedEvent>,
     /// For the next page; empty where this was the last.
     pub token: Vec<u8>,
+    /// Pending events of the topic, about, in blocks of runs that can't be read and were passed over.
+    pub unread: u64,
+    /// Shards whose turn it was, and that are out of service: nothing of theirs is in this page, nor in a later one.
+    pub missing: Vec<ShardId>,
 }
 
 #[cfg(test)]
@@ -299,5 +315,16 @@ mod tests {
         let shard = shard_of(TopicId(7), b"k", b"source", b"id", 16);
         assert_eq!(list.position(16).map(|position| position.shard), Ok(shard));
         assert!(!list.is_of_every_shard());
+        assert!(list.token_past(shard, 16).is_empty());
+    }
+
+    #[test]
+    fn behind_each_shard_comes_the_next_and_behind_the_last_none() {
+        let mut list = ListEvents { topic: TopicId(7), ..ListEvents::default() };
+        for shard in (0..3).map(ShardId) {
+            assert_eq!(list.position(3).map(|position| position.shard), Ok(shard));
+            list.token = list.token_past(shard, 3);
+        }
+        assert!(list.token.is_empty());
     }
 }

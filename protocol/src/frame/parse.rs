@@ -179,7 +179,9 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
             let table = root::<wire::ListEventsReply<'_>>(body)?;
             let events = list(table.events(), listed_event)?;
             let token = table.token().map_or(Vec::new(), |token| token.bytes().to_vec());
-            let answer = QueryAnswer::List(EventPage { events, token });
+            let missing = table.missing().map_or(Vec::new(), |shards| shards.iter().map(ShardId).collect());
+            let page = EventPage { events, token, unread: table.unread(), missing };
+            let answer = QueryAnswer::List(page);
             Frame::QueryReply { request: table.request(), answer }
         }
         FrameKind::GetEventReply => {

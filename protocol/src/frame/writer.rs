@@ -288,10 +288,13 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
         }
         QueryAnswer::List(page) => {
             let events: Vec<_> = page.events.iter().map(|event| listed_event(b, event)).collect();
+            let missing: Vec<u16> = page.missing.iter().map(|shard| shard.0).collect();
             let args = wire::ListEventsReplyArgs {
                 request,
                 events: Some(b.create_vector(&events)),
                 token: Some(b.create_vector(&page.token)),
+                unread: page.unread,
+                missing: Some(b.create_vector(&missing)).filter(|_| !missing.is_empty()),
             };
             let root = wire::ListEventsReply::create(b, &args);
             b.finish_minimal(root);

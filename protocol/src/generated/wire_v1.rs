@@ -6786,6 +6786,8 @@ impl<'a> ListEventsReply<'a> {
   pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
   pub const VT_EVENTS: ::flatbuffers::VOffsetT = 6;
   pub const VT_TOKEN: ::flatbuffers::VOffsetT = 8;
+  pub const VT_UNREAD: ::flatbuffers::VOffsetT = 10;
+  pub const VT_MISSING: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6797,7 +6799,9 @@ impl<'a> ListEventsReply<'a> {
     args: &'args ListEventsReplyArgs<'args>
   ) -> ::flatbuffers::WIPOffset<ListEventsReply<'bldr>> {
     let mut builder = ListEventsReplyBuilder::new(_fbb);
+    builder.add_unread(args.unread);
     builder.add_request(args.request);
+    if let Some(x) = args.missing { builder.add_missing(x); }
     if let Some(x) = args.token { builder.add_token(x); }
     if let Some(x) = args.events { builder.add_events(x); }
     builder.finish()
@@ -6825,6 +6829,20 @@ impl<'a> ListEventsReply<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(ListEventsReply::VT_TOKEN, None)}
   }
+  #[inline]
+  pub fn unread(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ListEventsReply::VT_UNREAD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn missing(&self) -> Option<::flatbuffers::Vector<'a, u16>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u16>>>(ListEventsReply::VT_MISSING, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ListEventsReply<'_> {
@@ -6836,6 +6854,8 @@ impl ::flatbuffers::Verifiable for ListEventsReply<'_> {
      .visit_field::<u64>("request", Self::VT_REQUEST, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ListedEvent>>>>("events", Self::VT_EVENTS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("token", Self::VT_TOKEN, false)?
+     .visit_field::<u64>("unread", Self::VT_UNREAD, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u16>>>("missing", Self::VT_MISSING, false)?
      .finish();
     Ok(())
   }
@@ -6844,6 +6864,8 @@ pub struct ListEventsReplyArgs<'a> {
     pub request: u64,
     pub events: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ListedEvent<'a>>>>>,
     pub token: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub unread: u64,
+    pub missing: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u16>>>,
 }
 impl<'a> Default for ListEventsReplyArgs<'a> {
   #[inline]
@@ -6852,6 +6874,8 @@ impl<'a> Default for ListEventsReplyArgs<'a> {
       request: 0,
       events: None,
       token: None,
+      unread: 0,
+      missing: None,
     }
   }
 }
@@ -6874,6 +6898,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListEventsReplyBuilder<'a, 'b
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListEventsReply::VT_TOKEN, token);
   }
   #[inline]
+  pub fn add_unread(&mut self, unread: u64) {
+    self.fbb_.push_slot::<u64>(ListEventsReply::VT_UNREAD, unread, 0);
+  }
+  #[inline]
+  pub fn add_missing(&mut self, missing: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u16>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListEventsReply::VT_MISSING, missing);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListEventsReplyBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ListEventsReplyBuilder {
@@ -6894,6 +6926,8 @@ impl ::core::fmt::Debug for ListEventsReply<'_> {
       ds.field("request", &self.request());
       ds.field("events", &self.events());
       ds.field("token", &self.token());
+      ds.field("unread", &self.unread());
+      ds.field("missing", &self.missing());
       ds.finish()
   }
 }

@@ -272,7 +272,9 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         ..first
     };
     let listed = ListedEvent { info, id: "a".into(), ordering_key: b"order-7".to_vec(), attempt: 2 };
-    let page = EventPage { events: vec![listed], token: token.to_bytes() };
+    let page = EventPage { events: vec![listed], token: token.to_bytes(), unread: 0, missing: Vec::new() };
+    let unread = EventPage { unread: 23, ..EventPage::default() };
+    let missing = EventPage { token: token.to_bytes(), missing: vec![ShardId(1)], ..EventPage::default() };
     let answered = |answer| Frame::QueryReply { request: 7, answer };
     vec![
         ("20-get-event", Frame::Query { request: 7, query: Query::Event { event: IDS[0], peek: true } }),
@@ -283,6 +285,8 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         ("27-list-events-first", Frame::Query { request: 8, query: Query::List(Box::new(first)) }),
         ("28-list-events-reply", answered(QueryAnswer::List(page))),
         ("28-list-events-reply-last", answered(QueryAnswer::List(EventPage::default()))),
+        ("28-list-events-reply-unread", answered(QueryAnswer::List(unread))),
+        ("28-list-events-reply-missing", answered(QueryAnswer::List(missing))),
         ("29-count-due", Frame::Query { request: 7, query: due }),
         ("30-count-due-reply", answered(QueryAnswer::Due(due_counts.to_vec()))),
         ("25-count-events-reply", answered(QueryAnswer::Count(counts))),

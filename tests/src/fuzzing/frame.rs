@@ -177,7 +177,8 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let (due, topic, place) = (now, TopicId(3), EventPlace::Run);
     let info = EventInfo { id: ids[0], due, topic, size_bytes: 48, state: TaskState::Scheduled, place };
     let event = ListedEvent { info, id: "order-1".into(), ordering_key: b"k".to_vec(), attempt: 0 };
-    let page = EventPage { events: vec![event.clone(), event], token: token.clone() };
+    let events = vec![event.clone(), event];
+    let page = EventPage { events, token: token.clone(), unread: 23, missing: vec![ShardId(1)] };
     let list = Frame::Query { request: 7, query: Query::List(Box::new(ListEvents { token, ..list })) };
     let page = Frame::QueryReply { request: 7, answer: QueryAnswer::List(page) };
     let due = DUE_WITHIN_MS.map(|within_ms| DueCount { within_ms, count: within_ms, exact: within_ms == 0 });

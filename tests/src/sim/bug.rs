@@ -68,6 +68,8 @@ pub enum Bug {
     ListingNotRepeated,
     /// The next page of a listing begins a block of a run too late.
     ListingBlockSkipped,
+    /// A page of a listing does not say that its shard is out of service.
+    MissingNotTold,
     /// Recovery leaves out the names of events that were stated again when their blocks were freed.
     NamesForgotten,
     /// Recovery takes events in without the names that they were published under.
@@ -147,6 +149,7 @@ impl Bug {
         Bug::QuestionsAstray,
         Bug::ListingNotRepeated,
         Bug::ListingBlockSkipped,
+        Bug::MissingNotTold,
         Bug::NamesForgotten,
         Bug::NamesNotRead,
         Bug::NamesRunsForgotten,

@@ -73,6 +73,8 @@ pub struct Counts {
     pub snapshots: u64,
     /// Listings of pending events that came to their end.
     pub listings: u64,
+    /// Pages of them that said that a shard was missing.
+    pub listings_without: u64,
     /// Starts without a shard, and shards that stopped while others went on.
     pub shards_out: u64,
 }
@@ -92,6 +94,7 @@ impl Counts {
         self.datagrams += other.datagrams;
         self.snapshots += other.snapshots;
         self.listings += other.listings;
+        self.listings_without += other.listings_without;
         self.shards_out += other.shards_out;
     }
 }

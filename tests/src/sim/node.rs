@@ -69,6 +69,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// Whether all of so many shards serve.
+    pub(super) fn is_whole(&self, shards: u16) -> bool {
+        self.serving == shards && self.cores.iter().all(|core| core.failed == 0)
+    }
+
     pub(super) fn new(incarnation: u32, clock: WallClock, _cores: u16) -> Node {
         Node {
             incarnation,

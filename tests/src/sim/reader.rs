@@ -48,6 +48,8 @@ pub(super) struct Listing {
     /// Events that had to be there when it began.
     pub(super) owed: Vec<Owed>,
     pub(super) seen: BTreeSet<Key>,
+    /// Shards that were out of service when it came to them.
+    pub(super) missing: BTreeSet<ShardId>,
     /// Events that were cancelled before this page was asked for.
     pub(super) cancelled: BTreeSet<Key>,
     /// The node's clock when this page was asked for, where it is the same start of the node.
@@ -180,8 +182,8 @@ impl World {
             _ => None,
         };
         let owed = self.judge.owed_to(&list, topic);
-        let (seen, cancelled) = (BTreeSet::new(), BTreeSet::new());
-        Listing { list, topic, owed, seen, cancelled, wall_ms: None, asked: None }
+        let (seen, missing, cancelled) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Listing { list, topic, owed, seen, missing, cancelled, wall_ms: None, asked: None }
     }
 
     /// A page of the listing has come.
@@ -192,6 +194,15 @@ impl World {
         let clock = wall_ms.and(listing.wall_ms).zip(wall_ms);
         listing.asked = None;
         self.judge.listed(&mut listing, &page, clock);
+        let is_told = self.options.bug != Some(Bug::MissingNotTold);
+        for shard in page.missing.iter().copied().filter(|_| is_told) {
+            let node = self.node.as_ref().filter(|_| incarnation == self.incarnation);
+            if node.is_some_and(|node| node.is_whole(self.plan.shards)) {
+                self.judge.breach(format!("{shard:?} is missing in a listing, and serves"));
+            }
+            self.counts.listings_without += 1;
+            listing.missing.insert(shard);
+        }
         if page.token.is_empty() {
             self.counts.listings += 1;
             self.note(format_args!("{} of {} events are listed", listing.seen.len(), listing.owed.len()));

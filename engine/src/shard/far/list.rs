@@ -9,7 +9,7 @@ use super::look_up::RETRY_AFTER_MS;
 use super::{Purpose, Shard};
 use crate::effects::Effects;
 use crate::far::format::RunBlock;
-use crate::far::{Ahead, RunError, RunId, RunOp};
+use crate::far::{Ahead, RunDamage, RunError, RunId, RunOp};
 use crate::shard::list::{Candidate, Page};
 
 /// Bytes of blocks that are read for one page, unless a single block is larger.
@@ -93,11 +93,25 @@ impl Shard {
         result: io::Result<Vec<u8>>,
         out: &mut Effects,
     ) {
-        let first = blocks.start;
-        match self.list_blocks(&mut page, run, blocks, result) {
-            Ok(()) => self.fill_page(page, false, out),
-            Err(error) => self.refuse_damaged(page.ticket, (run, first), &error, out),
+        if let Err(error) = self.list_blocks(&mut page, run, blocks.clone(), result) {
+            self.pass_over(&mut page, run, blocks, &error);
         }
+        self.fill_page(page, false, out);
+    }
+
+    /// Goes on behind what can't be read of these blocks, and counts what may be in it. A block that is damaged is held from
+    /// now on; a read that has failed may succeed for the next listing.
+    fn pass_over(&mut self, page: &mut Page, id: RunId, blocks: Range<u32>, error: &RunError) {
+        let unread = match error {
+            RunError::Damaged(_, RunDamage::Block(number)) => *number..*number + 1,
+            _ => blocks,
+        };
+        if let RunError::Damaged(..) = error {
+            self.hold(id, unread.start, error);
+        }
+        let run = self.durable.runs.get(id).expect("a run that is read is known");
+        page.unread += run.pending_of(page.list.topic, unread.clone());
+        (page.at.run_block, page.at.entry) = (unread.end, 0);
     }
 
     fn list_blocks(

@@ -132,7 +132,8 @@ impl Judge {
             let Owed { key, due_ms, version } = **owed;
             let is_as_it_was = self.sure_due_ms(key) == Some(due_ms) && self.version(key) == version;
             let is_asked_for = is_as_it_was && has_state(due_ms) || is_any_time && list.state.is_none();
-            is_asked_for && self.is_owed(&self.places[&key]) && !listing.seen.contains(&key)
+            let is_there = !listing.missing.contains(&key.0);
+            is_asked_for && is_there && self.is_owed(&self.places[&key]) && !listing.seen.contains(&key)
         });
         if let Some(Owed { key, due_ms, .. }) = missed {
             let n = self.places[key].n;
