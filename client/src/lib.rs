@@ -1,7 +1,7 @@
 //! Publishing to a node and receiving its pushes, on tokio and quinn.
 //!
 //! * [`Client`] dials a node, keeps the connection, and dials again when it is lost. It also
-//!   administers topics and subscriptions, cancels events, and reads what is pending.
+//!   administers topics and subscriptions, cancels events, one by one or by group, and reads what is pending.
 //! * [`Publisher`] makes events durable: one at a time, or in batches for hundreds of thousands a
 //!   second. It lingers briefly to fill frames, and sends what was not acknowledged again after a
 //!   reconnect, in order; such an event may be stored twice.
@@ -16,6 +16,7 @@ mod admin;
 mod client;
 mod dial;
 mod error;
+mod group;
 mod link;
 mod options;
 mod publisher;
@@ -25,6 +26,7 @@ mod tls;
 
 pub use client::{Client, ClientStats};
 pub use error::ClientError;
+pub use group::GroupOutcome;
 pub use link::NodeInfo;
 pub use options::{ConnectOptions, Identity, TransportOptions, Trust};
 pub use publisher::{

@@ -17,6 +17,7 @@
 
 mod effects;
 pub mod far;
+pub mod groups;
 pub mod names;
 mod payload;
 pub mod record;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 use escapement_engine::far::RunId;
+use escapement_engine::groups::{Group, GroupId, Operation, Stretch};
 use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
     CANCELLED_SIZE_BYTES, FORWARD_SIZE_BYTES, Forward, HEADER_SIZE_BYTES, NAMES_FIXED_SIZE_BYTES,
@@ -24,6 +25,12 @@ fn written(write: impl FnOnce(&mut RecordWriter<'_>)) -> Vec<u8> {
     let (mut bytes, mut count) = (Vec::new(), 0);
     write(&mut RecordWriter::new(&mut bytes, &mut count));
     assert_eq!(count as usize, records(&bytes).count());
+    bytes
+}
+
+fn written_unread(write: impl FnOnce(&mut RecordWriter<'_>)) -> Vec<u8> {
+    let (mut bytes, mut count) = (Vec::new(), 0);
+    write(&mut RecordWriter::new(&mut bytes, &mut count));
     bytes
 }
 
@@ -89,6 +96,28 @@ const NAMES: [Name; 2] = [
     Name { hash: HASHES[1], sequence: Sequence(42), schedule_time: WallMs(6_250), accepted: WallMs(6_000) },
 ];
 
+const GROUP: GroupId = GroupId([5, 6]);
+
+fn group() -> Group {
+    Group {
+        topic: TopicId(2),
+        name: "account-7".into(),
+        stretches: [
+            Stretch { upto: Sequence(40), waiting: 3, epoch: 9 },
+            Stretch { upto: Sequence(50), waiting: 1, epoch: 0 },
+            Stretch { upto: Sequence(60), waiting: 10, epoch: 11 },
+            Stretch { upto: Sequence::MAX, waiting: 0, epoch: 0 },
+        ]
+        .into_iter()
+        .collect(),
+        operations: vec![
+            Operation { epoch: 9, decided: WallMs(5_000), taken: 4, undone: None },
+            Operation { epoch: 10, decided: WallMs(5_500), taken: 1, undone: Some(1) },
+            Operation { epoch: 11, decided: WallMs(6_000), taken: 10, undone: None },
+        ],
+    }
+}
+
 /// The name of each kind as the document has it, and a record.
 fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let events = events();
@@ -97,7 +126,10 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("Published", written(|w| w.published(TopicId(2), Sequence(41), 2, WallMs(6_000), &events))),
         (
             "Relocated",
-            written(|w| w.relocated(TopicId(2), Sequence(41), WallMs(6_000), None, &PROGRESS, &events[..32])),
+            written(|w| {
+                let due = WallMs(6_000);
+                w.relocated(TopicId(2), Sequence(41), due, (None, false), &PROGRESS, &events[..32]);
+            }),
         ),
         (
             "Completed",
@@ -135,6 +167,15 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("Names", written(|w| w.names(TopicId(2), 77, Sequence(41), NAMES.iter()))),
         ("NamesForgotten", written(|w| w.names_forgotten(TopicId(2), Sequence(43)))),
+        ("Group", written(|w| w.group(&group()))),
+        ("GroupLeft", written(|w| w.group_left(GROUP, true, &[Sequence(41), Sequence(77)]))),
+        (
+            "CancelledInRunOfGroup",
+            written(|w| {
+                let key = (WallMs(9_000), Sequence(8));
+                w.cancelled_in_run_of_group(RunId(7), key, TopicId(3), GROUP);
+            }),
+        ),
         ("NamesRun", written(|w| w.names_run(RunId(7), 99))),
         ("NamesRunEnded", written(|w| w.names_run_ended(RunId(7)))),
     ]
@@ -182,6 +223,7 @@ fn records_read_back_as_they_were_written() {
             sequence: Sequence(41),
             due: WallMs(6_000),
             forward: None,
+            has_left: false,
             progress: PROGRESS.to_vec(),
             event: &events[..32],
         }
@@ -260,17 +302,52 @@ fn records_read_back_as_they_were_written() {
     assert_eq!(get("NamesForgotten"), Record::NamesForgotten { topic: TopicId(2), before });
     assert_eq!(get("NamesRun"), Record::NamesRun { run: RunId(7), footer_id: 99 });
     assert_eq!(get("NamesRunEnded"), Record::NamesRunEnded { run: RunId(7) });
+    assert_eq!(get("Group"), Record::Group(group()));
+    match get("GroupLeft") {
+        Record::GroupLeft { group: GROUP, is_cancelled: true, sequences } => {
+            assert!(sequences.iter().eq([Sequence(41), Sequence(77)]));
+        }
+        other => panic!("{other:?}"),
+    }
+    let (key, topic, group) = ((WallMs(9_000), Sequence(8)), TopicId(3), GROUP);
+    assert_eq!(
+        get("CancelledInRunOfGroup"),
+        Record::CancelledInRunOfGroup { run: RunId(7), key, topic, group }
+    );
+}
+
+#[test]
+fn a_group_that_contradicts_itself_does_not_parse() {
+    let parses = |change: &dyn Fn(&mut Group)| {
+        let mut changed = group();
+        change(&mut changed);
+        records(&written_unread(|w| w.group(&changed))).next().is_some_and(|record| record.is_ok())
+    };
+    assert!(parses(&|_| {}));
+    let faults: [&dyn Fn(&mut Group); 9] = [
+        &|group| group.stretches[3].upto = Sequence(70),
+        &|group| group.stretches[1].upto = Sequence(40),
+        &|group| group.stretches[1].waiting = 0,
+        &|group| group.stretches[1].epoch = 9,
+        &|group| group.stretches[2].epoch = 12,
+        &|group| group.stretches.clear(),
+        &|group| group.stretches[0].waiting = u64::MAX,
+        &|group| group.operations[1].epoch = 0,
+        &|group| group.name = "".into(),
+    ];
+    for (fault, change) in faults.iter().enumerate() {
+        assert!(!parses(change), "fault {fault}");
+    }
 }
 
 #[test]
 fn a_copy_says_that_its_event_was_rescheduled_and_takes_the_documented_bytes_for_it() {
     let (events, due) = (events(), WallMs(6_000));
-    let copy =
-        |forward| written(|w| w.relocated(TopicId(2), Sequence(41), due, forward, &PROGRESS, &events[..32]));
-    let (plain, rescheduled) = (copy(None), copy(Some(FORWARD)));
+    let copy = |says| written(|w| w.relocated(TopicId(2), Sequence(41), due, says, &PROGRESS, &events[..32]));
+    let (plain, rescheduled) = (copy((None, false)), copy((Some(FORWARD), true)));
     assert_eq!(rescheduled.len(), plain.len() + FORWARD_SIZE_BYTES);
     match read(&rescheduled) {
-        Record::Relocated { due: held, forward, progress, event, .. } => {
+        Record::Relocated { due: held, forward, has_left: true, progress, event, .. } => {
             assert_eq!((held, forward, event), (due, Some(FORWARD), &events[..32]));
             assert_eq!(progress, PROGRESS);
         }
@@ -314,8 +391,8 @@ fn bytes_that_say_nothing_must_be_zero() {
         assert_eq!(records(&other).next(), Some(refused.clone()), "an unknown kind");
         if name != "Completed" {
             other.clone_from(&bytes);
-            // Of a run, a 1 would say that it is closed.
-            other[1] = 2;
+            // Low bits say something of some, as that a run is closed.
+            other[1] = 64;
             assert_eq!(records(&other).next(), Some(refused.clone()), "{name}");
         }
     }
@@ -374,7 +451,7 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         wide[..size].copy_from_slice(&bytes[HEADER_SIZE_BYTES + at..][..size]);
         u64::from_le_bytes(wide)
     };
-    let expected: [(&str, &[u64]); 18] = [
+    let expected: [(&str, &[u64]); 21] = [
         ("Published", &[2, 2, 41, 6_000]),
         ("Relocated", &[2, 2, 41, 6_000]),
         ("Completed", &[3, 2, 7]),
@@ -391,6 +468,9 @@ fn fields_follow_one_another_and_are_where_the_document_says() {
         ("PublishedNamed", &[2, 2, 41, 6_000]),
         ("Names", &[2, 2, 77, 41]),
         ("NamesForgotten", &[2, 0, 43]),
+        ("Group", &[2, 9, 4, 3]),
+        ("GroupLeft", &[5, 6, 2]),
+        ("CancelledInRunOfGroup", &[7, 3, 9_000, 8, 5, 6]),
         ("NamesRun", &[7, 0, 99]),
         ("NamesRunEnded", &[7, 0]),
     ];

@@ -122,6 +122,37 @@ fn a_rescheduled_event_keeps_its_number_and_comes_when_it_is_due_now() {
 }
 
 #[test]
+fn a_group_is_cancelled_over_all_shards_and_what_is_taken_back_comes() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    let mut of_group = Vec::new();
+    for (group, delay) in [("g", "1h"), ("g", "1h"), ("h", "1h"), ("g", "1h"), ("g", "2h")] {
+        let args = ["publish", "--topic", "mail", "--delay", delay, "--group", group];
+        of_group.push(node.ask_json(&args)["event_id"].as_str().unwrap().to_owned());
+    }
+    let group = |args: &[&str]| {
+        node.ask_json(&[&["group", args[0], "--topic", "mail", "--group", "g"], &args[1..]].concat())
+    };
+    let cancelled = group(&["cancel"]);
+    assert_eq!((&cancelled["verdict"], &cancelled["count"]), (&json!("CANCELLED"), &json!(4)));
+    assert_eq!((&cancelled["pending"], &cancelled["cancelled"]), (&json!(0), &json!(4)));
+    let epoch = cancelled["epoch"].to_string();
+    assert_eq!(group(&["cancel", "--epoch", &epoch])["count"], json!(4), "carried out once");
+    assert_eq!(node.ask_json(&["count", "--topic", "mail"])["pending"], json!(1));
+    assert_eq!(node.ask_json(&["event", "get", &of_group[0]])["state"], "NOT_FOUND");
+    node.ask(&["cancel", &of_group[4]]);
+    let undone = group(&["undo", "--epoch", &epoch]);
+    assert_eq!((&undone["verdict"], &undone["count"]), (&json!("UNDONE"), &json!(3)));
+    assert_eq!(group(&["undo", "--epoch", "5"])["verdict"], "NOT_FOUND");
+    let held = group(&["get"]);
+    assert_eq!((&held["pending"], &held["cancelled"]), (&json!(3), &json!(0)));
+    assert_eq!(held["operations"], json!([{ "epoch": cancelled["epoch"], "taken": 4, "left": 0 }]));
+    node.ask(&["run-now", &of_group[1]]);
+    let arrived = node.ask_json(&["subscribe", "--subscription", "mailer", "--count", "1"]);
+    assert_eq!(arrived["event_id"], json!(of_group[1]));
+}
+
+#[test]
 fn a_pending_event_can_be_looked_at() {
     let dir = scratch();
     let node = Node::start(&dir.path().join("data")).with_mail();
@@ -398,6 +429,7 @@ fn wrong_arguments_say_what_would_be_right() {
         (vec!["cancel", "xyz"], "28 hexadecimal digits"),
         (vec!["reschedule", "000000000000000101a1eac6f07b"], "--delay"),
         (vec!["reschedule", "xyz", "--delay", "1s"], "28 hexadecimal digits"),
+        (vec!["group", "undo", "--topic", "t", "--group", "g"], "--epoch"),
         (vec!["pubish"], "'publish'"),
         (vec![], "Usage"),
     ] {
@@ -414,6 +446,7 @@ fn refusals_and_unreachable_nodes_have_their_own_status() {
     let node = Node::start(&dir.path().join("data")).with_mail();
     for (args, says) in [
         (vec!["publish", "--topic", "nope"], "UNKNOWN_TOPIC"),
+        (vec!["group", "get", "--topic", "nope", "--group", "g"], "UNKNOWN_TOPIC"),
         (vec!["subscribe", "--subscription", "nope"], "UNKNOWN_SUBSCRIPTION"),
         (vec!["topic", "create", "mail", "--source", "/other"], "ALREADY_EXISTS"),
         (

@@ -119,6 +119,35 @@ fn a_rescheduling_that_is_given_up_is_told_and_the_event_is_due_as_before() {
 }
 
 #[test]
+fn a_groups_cancellation_that_is_given_up_is_told_and_its_events_are_pending_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let node = Node::start_with(&data, &["--shards=1".into()]).with_mail();
+    let args = ["publish", "--topic", "mail", "--delay", "3h", "--group", "account-7"];
+    let event = node.ask_json(&args)["event_id"].as_str().expect("an id").to_owned();
+    node.ask(&["publish", "--topic", "mail", "--delay", "1h", "--data", "damaged-in-a-moment"]);
+    let cancelled = node.ask_json(&["group", "cancel", "--topic", "mail", "--group", "account-7"]);
+    assert_eq!(cancelled["count"], 1);
+    node.process.kill();
+    let segment = data.join("shard-0000/wal/0000.seg");
+    let mut bytes = fs::read(&segment).expect("it is there");
+    let damaged = b"damaged-in-a-moment";
+    let place = bytes.windows(damaged.len()).position(|window| window == damaged).expect("it was published");
+    bytes[place] ^= 1;
+    fs::write(&segment, &bytes).expect("it is there");
+
+    let told = run(&["-o", "json", "repair", text(&data)]);
+    let [summary, ..] = &rows(&told)[..] else { panic!("{told:?}") };
+    assert_eq!(summary["groups_as_before"], serde_json::json!(["account-7 of topic mail"]));
+    let token = summary["token"].as_str().expect("a token");
+    assert_eq!(run(&["repair", text(&data), "--accept-loss", token]).code, Some(0));
+    let node = Node::start_with(&data, &["--shards=1".into()]);
+    assert_eq!(node.ask_json(&["event", "get", &event])["state"], "SCHEDULED");
+    let group = node.ask_json(&["group", "get", "--topic", "mail", "--group", "account-7"]);
+    assert_eq!((&group["pending"], &group["cancelled"]), (&1.into(), &0.into()));
+}
+
+#[test]
 fn a_run_that_is_missing_cannot_be_given_up_and_its_cost_is_told() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");

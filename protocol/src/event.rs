@@ -22,7 +22,7 @@ pub const EVENT_FORMAT: u8 = 1;
 /// Largest attribute section, in bytes.
 pub const ATTRIBUTES_SIZE_BYTES_MAX: usize = 16 * 1024;
 
-/// Longest `id`, `source` and `ordering_key`, in bytes.
+/// Longest `id`, `source`, `ordering_key` and `group`, in bytes.
 pub const KEY_SIZE_BYTES_MAX: usize = 255;
 
 /// Set where `time` is a delay counted from acceptance; clear where it is an absolute `schedule_time`.
@@ -31,7 +31,9 @@ pub const FLAG_TIME_IS_DELAY: u8 = 1 << 0;
 pub const FLAG_ORDERING_KEY: u8 = 1 << 1;
 /// Set exactly where the attributes hold a ttl.
 pub const FLAG_TTL: u8 = 1 << 2;
-const FLAGS_KNOWN: u8 = FLAG_TIME_IS_DELAY | FLAG_ORDERING_KEY | FLAG_TTL;
+/// Set exactly where the attributes hold a group.
+pub const FLAG_GROUP: u8 = 1 << 3;
+const FLAGS_KNOWN: u8 = FLAG_TIME_IS_DELAY | FLAG_ORDERING_KEY | FLAG_TTL | FLAG_GROUP;
 
 /// Longest ttl, in ms: ten years, as the longest delay.
 pub const TTL_MS_MAX: u64 = DELAY_MS_MAX;
@@ -56,6 +58,8 @@ pub mod tag {
     pub const ORDERING_KEY: u8 = 16;
     /// How long after its `schedule_time` the event is worth delivering: 8 bytes, little-endian, in ms.
     pub const TTL: u8 = 17;
+    /// Events of one group of a topic can be cancelled together: text, 1 to 255 bytes.
+    pub const GROUP: u8 = 18;
     /// CloudEvents extension attribute: `name`, a zero byte, `value`. The only tag that may repeat.
     pub const EXTENSION: u8 = 31;
 }
@@ -75,7 +79,7 @@ pub enum EventError {
     /// Attributes overlap, repeat, are out of order, too long, or not UTF-8.
     #[error("the event's attributes are malformed: tags must ascend, lengths must fit, texts must be UTF-8")]
     Attributes,
-    /// An id, a source or an ordering key longer than [`KEY_SIZE_BYTES_MAX`].
+    /// An id, a source, an ordering key or a group longer than [`KEY_SIZE_BYTES_MAX`].
     #[error("the {0} is longer than 255 bytes, which is the limit")]
     TooLong(&'static str),
     /// No `id`.
@@ -130,6 +134,12 @@ pub fn has_ttl(event: &[u8]) -> bool {
     event.get(5).is_some_and(|flags| flags & FLAG_TTL != 0)
 }
 
+/// Whether an event that [`EventView::parse`] accepted before is of a group: a look at one bit.
+#[must_use]
+pub fn has_group(event: &[u8]) -> bool {
+    event.get(5).is_some_and(|flags| flags & FLAG_GROUP != 0)
+}
+
 /// Length stated by an event's header, padding not included. `None` where fewer than 4 bytes are there.
 #[must_use]
 pub fn stated_len(bytes: &[u8]) -> Option<usize> {
@@ -180,7 +190,7 @@ impl<'a> EventView<'a> {
     fn verify_attributes(&self, flags: u8) -> Result<(), EventError> {
         let mut last = 0;
         let mut walk = self.attributes();
-        let (mut keyed, mut expires) = (false, false);
+        let (mut keyed, mut expires, mut grouped) = (false, false, false);
         for (tag, value) in walk.by_ref() {
             if tag < last || (tag == last && tag != tag::EXTENSION) || tag == 0 {
                 return Err(EventError::Attributes);
@@ -193,6 +203,10 @@ impl<'a> EventView<'a> {
                 tag::ID => check_key("id", value)?,
                 tag::SOURCE => check_key("source", value)?,
                 tag::ORDERING_KEY => check_key("ordering key", value)?,
+                tag::GROUP => {
+                    grouped = true;
+                    check_key("group", value)?;
+                }
                 tag::TTL => {
                     expires = true;
                     ttl_of(value).filter(|ms| (1..=TTL_MS_MAX).contains(ms)).ok_or(EventError::Ttl)?;
@@ -223,7 +237,8 @@ impl<'a> EventView<'a> {
         if last == 0 {
             return Err(EventError::NoId);
         }
-        if keyed != (flags & FLAG_ORDERING_KEY != 0) || expires != (flags & FLAG_TTL != 0) {
+        let said = [FLAG_ORDERING_KEY, FLAG_TTL, FLAG_GROUP].map(|flag| flags & flag != 0);
+        if said != [keyed, expires, grouped] {
             return Err(EventError::Header);
         }
         Ok(())
@@ -324,6 +339,15 @@ impl<'a> EventView<'a> {
         self.attribute(tag::ORDERING_KEY).unwrap_or_default()
     }
 
+    /// The group; empty where there is none.
+    #[must_use]
+    pub fn group(&self) -> &'a [u8] {
+        if self.flags() & FLAG_GROUP == 0 {
+            return &[];
+        }
+        self.attribute(tag::GROUP).unwrap_or_default()
+    }
+
     /// The payload.
     #[must_use]
     pub fn data(&self) -> &'a [u8] {
@@ -403,6 +427,8 @@ pub struct EventSpec<'a> {
     pub ordering_key: &'a [u8],
     /// How long after its due time the event is worth delivering, in ms, up to [`TTL_MS_MAX`]; 0 for always.
     pub ttl_ms: u64,
+    /// Group, at most 255 bytes; empty for none.
+    pub group: &'a str,
     /// CloudEvents extension attributes, name and value.
     pub extensions: &'a [(&'a str, &'a str)],
     /// The payload.
@@ -424,6 +450,7 @@ impl<'a> EventSpec<'a> {
             data_schema: "",
             ordering_key: &[],
             ttl_ms: 0,
+            group: "",
             extensions: &[],
             data,
         }
@@ -457,10 +484,14 @@ impl<'a> EventSpec<'a> {
         if self.ttl_ms > 0 {
             flags |= FLAG_TTL;
         }
+        if !self.group.is_empty() {
+            flags |= FLAG_GROUP;
+        }
         // Before the attributes as a whole are too long.
         check_key("id", self.id.as_bytes())?;
         check_key("source", self.source.as_bytes())?;
         check_key("ordering key", self.ordering_key)?;
+        check_key("group", self.group.as_bytes())?;
         out.extend_from_slice(&[0; HEADER_SIZE_BYTES]);
         let texts = [
             (tag::ID, self.id),
@@ -478,6 +509,7 @@ impl<'a> EventSpec<'a> {
         if self.ttl_ms > 0 {
             put_attribute(out, tag::TTL, &[&self.ttl_ms.to_le_bytes()])?;
         }
+        put_attribute(out, tag::GROUP, &[self.group.as_bytes()])?;
         for (name, value) in self.extensions {
             put_attribute(out, tag::EXTENSION, &[name.as_bytes(), &[0], value.as_bytes()])?;
         }
@@ -541,6 +573,7 @@ mod tests {
             subject: &long,
             ordering_key: b"\xff\x00key",
             ttl_ms: 60_000,
+            group: "account-7",
             extensions: &[("traceparent", "00-ab"), ("zone", "a")],
             ..EventSpec::new(Due::After(1_500), "id-1", b"payload")
         };
@@ -556,6 +589,21 @@ mod tests {
         assert_eq!(view.schedule_time(WallMs(1_000)), Ok(WallMs(2_500)));
         assert_eq!(view.expire_time(WallMs(2_500)), Some(WallMs(62_500)));
         assert!(has_ttl(&bytes));
+        assert!(has_group(&bytes));
+        assert_eq!(view.group(), b"account-7");
+    }
+
+    #[test]
+    fn a_group_has_at_most_255_bytes_and_exactly_where_the_header_says_so() {
+        let long = "g".repeat(256);
+        let spec = |group| EventSpec { group, ..EventSpec::new(Due::After(0), "a", b"") };
+        assert!(spec(&long[..255]).encode(&mut Vec::new()).is_ok());
+        assert_eq!(spec(&long).encode(&mut Vec::new()), Err(EventError::TooLong("group")));
+        for (group, flags) in [("g", FLAG_TIME_IS_DELAY), ("", FLAG_TIME_IS_DELAY | FLAG_GROUP)] {
+            let mut bytes = encoded(&spec(group));
+            bytes[5] = flags;
+            assert_eq!(EventView::parse(&bytes).map(|_| ()), Err(EventError::Header), "{group:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod admin;
 mod batch;
 mod decoder;
 mod events;
+mod group;
 mod items;
 mod list;
 mod parse;
@@ -39,6 +40,7 @@ pub use batch::{
 };
 pub use decoder::FrameDecoder;
 pub use events::{EventIter, Events};
+pub use group::{GROUP_EPOCH_COUNT_MAX, GroupAct, GroupAnswer, GroupEpoch, GroupOperation, GroupVerdict};
 pub use items::{
     AckException, AckRun, CancelVerdict, Fixed, ItemIter, Items, PushDue, PushItem, RescheduleVerdict,
     ResultItem, ShardCore, TaskState,
@@ -171,6 +173,10 @@ kinds! {
     CountDue = 29, Client;
     /// Answers `CountDue`.
     CountDueReply = 30, Node;
+    /// Asks a shard for an operation on its events of a group.
+    GroupOperation = 32, Client;
+    /// Answers `GroupOperation`.
+    GroupOperationReply = 33, Node;
 }
 
 /// Why bytes are not a frame, or a frame was not taken. The stream cannot be read any further after one.

@@ -182,4 +182,7 @@ found! {
     a_rescheduling_that_recovery_forgets_is_noticed: RescheduleForgotten within 20;
     a_copy_that_forgets_a_rescheduling_is_noticed: RescheduleNotCopied within 80;
     a_due_time_that_pushes_do_not_say_is_noticed: RescheduledDueLost within 5;
+    an_operation_on_a_group_that_goes_to_another_shard_is_noticed: OperationsAstray within 70;
+    a_cancelled_group_that_recovery_forgets_is_noticed: GroupForgotten within 45;
+    a_group_that_was_given_back_and_recovery_forgets_it_is_noticed: UndoForgotten within 45;
 }

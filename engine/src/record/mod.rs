@@ -17,6 +17,7 @@ use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use crate::far::RunId;
+use crate::groups::{Group, GroupId};
 use crate::names::{NAME_HASH_SIZE_BYTES, NAME_SIZE_BYTES, Name, NameHash};
 
 pub use read::{RecordError, Records, effective_due, published_events, records};
@@ -55,6 +56,25 @@ pub const RESCHEDULED_SIZE_BYTES: usize = HEADER_SIZE_BYTES + 32;
 /// Fixed part of a `RescheduledInRun` body.
 pub const RESCHEDULED_IN_RUN_FIXED_SIZE_BYTES: usize = 48;
 
+/// Fixed part of a `Group` body.
+const GROUP_FIXED_SIZE_BYTES: usize = 8;
+
+/// One stretch in a `Group` body.
+const STRETCH_SIZE_BYTES: usize = 24;
+
+/// One operation in a `Group` body.
+const OPERATION_SIZE_BYTES: usize = 40;
+
+/// Fixed part of a `GroupLeft` body.
+pub(crate) const GROUP_LEFT_FIXED_SIZE_BYTES: usize = 24;
+
+/// A `Group` record of a name with so many bytes, and so many stretches and operations.
+pub(crate) fn group_size_bytes(name: usize, stretches: usize, operations: usize) -> usize {
+    let name = escapement_protocol::event::padded_len(name);
+    let entries = stretches * STRETCH_SIZE_BYTES + operations * OPERATION_SIZE_BYTES;
+    HEADER_SIZE_BYTES + GROUP_FIXED_SIZE_BYTES + entries + name
+}
+
 mod kind {
     pub(super) const PUBLISHED: u8 = 1;
     pub(super) const RELOCATED: u8 = 2;
@@ -72,6 +92,9 @@ mod kind {
     pub(super) const PUBLISHED_NAMED: u8 = 14;
     pub(super) const NAMES: u8 = 15;
     pub(super) const NAMES_FORGOTTEN: u8 = 16;
+    pub(super) const GROUP: u8 = 17;
+    pub(super) const GROUP_LEFT: u8 = 18;
+    pub(super) const CANCELLED_IN_RUN_OF_GROUP: u8 = 19;
     pub(super) const NAMES_RUN: u8 = 20;
     pub(super) const NAMES_RUN_ENDED: u8 = 21;
 }
@@ -104,6 +127,8 @@ pub enum Record<'a> {
         due: WallMs,
         /// Where it was rescheduled.
         forward: Option<Forward>,
+        /// Whether it was of a group and has left it.
+        has_left: bool,
         /// What its tasks had come to.
         progress: Vec<TaskProgress>,
         /// Its bytes, padded to 8.
@@ -230,6 +255,28 @@ pub enum Record<'a> {
         topic: TopicId,
         /// Names of smaller sequences are forgotten.
         before: Sequence,
+    },
+    /// A group as it is from this place of the log on, whatever was said of it before.
+    Group(Group),
+    /// Events wait in their group no more.
+    GroupLeft {
+        /// Which group.
+        group: GroupId,
+        /// Whether they ended with that, cancelled; else they were handed to their subscriptions.
+        is_cancelled: bool,
+        /// The events.
+        sequences: Sequences<'a>,
+    },
+    /// An event of a group was cancelled while it was in a run, and waits in its group no more.
+    CancelledInRunOfGroup {
+        /// Which run.
+        run: RunId,
+        /// Its due time and sequence.
+        key: (WallMs, Sequence),
+        /// Its topic.
+        topic: TopicId,
+        /// Its group.
+        group: GroupId,
     },
     /// Names are in a run: those of its topics, up to the last that it says of each.
     NamesRun {

@@ -1,14 +1,17 @@
 //! Records from bytes.
 
-use escapement_protocol::event::{padded_len, stated_len};
+use escapement_protocol::event::{KEY_SIZE_BYTES_MAX, padded_len, stated_len};
+use escapement_protocol::frame::GROUP_EPOCH_COUNT_MAX;
 use escapement_protocol::settings::{Misfire, SubscriptionSettings, TopicSettings};
 use escapement_protocol::{EventView, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
+use smallvec::SmallVec;
 
 use super::{
     CANCELLED_SIZE_BYTES, Forward, HEADER_SIZE_BYTES, HeldNames, NameHashes, Record, RunKeys, RunStatement,
     Sequences, TaskProgress, WALL_MAX, kind,
 };
 use crate::far::RunId;
+use crate::groups::{Group, GroupId, Operation, STRETCH_COUNT_MAX, Stretch};
 
 /// A block's records do not parse. The block's checksum held, so this is another version's or a programmer's mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,14 +86,16 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             let names = NameHashes(body.entries(name_count)?);
             Some(Record::Published { topic, first_sequence, count, accepted, names, events: body.rest() })
         }
-        (kind::RELOCATED, is_forwarded @ (0 | 1), 0) => {
+        (kind::RELOCATED, flags @ 0..=3, 0) => {
             let topic = TopicId(body.u32()?);
             let count = body.u32()?;
             let sequence = body.sequence()?;
             let due = body.wall()?;
-            let forward = if is_forwarded == 1 { Some(body.forward()?) } else { None };
+            let forward = if flags & 1 != 0 { Some(body.forward()?) } else { None };
+            let has_left = flags & 2 != 0;
             let progress = (0..count).map(|_| body.progress()).collect::<Option<_>>()?;
-            Some(Record::Relocated { topic, sequence, due, forward, progress, event: body.rest() })
+            let event = body.rest();
+            Some(Record::Relocated { topic, sequence, due, forward, has_left, progress, event })
         }
         (kind::COMPLETED, outcome, 0 | 1) => {
             let outcome = Outcome::from_code(outcome)?;
@@ -207,6 +212,19 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             body.zeros::<4>()?;
             Some(Record::NamesForgotten { topic, before: body.sequence()? })
         }
+        (kind::GROUP, 0, 0) => body.group().map(Record::Group),
+        (kind::GROUP_LEFT, is_cancelled @ (0 | 1), 0) => {
+            let group = body.group_id()?;
+            let count = usize::try_from(body.u64()?).ok()?;
+            let offsets = body.bytes(count.checked_mul(8)?)?;
+            let sequences = Sequences { base: 0, offsets, width: 8 };
+            Some(Record::GroupLeft { group, is_cancelled: is_cancelled == 1, sequences })
+        }
+        (kind::CANCELLED_IN_RUN_OF_GROUP, 0, 0) => {
+            let (run, topic) = (RunId(body.u32()?), TopicId(body.u32()?));
+            let key = (WallMs(body.u64()?), body.sequence()?);
+            Some(Record::CancelledInRunOfGroup { run, key, topic, group: body.group_id()? })
+        }
         (kind::NAMES_RUN, 0, 0) => {
             let run = RunId(body.u32()?);
             body.zeros::<4>()?;
@@ -278,6 +296,37 @@ impl<'a> Reader<'a> {
     fn text(&mut self) -> Option<String> {
         let len = usize::from(u16::from_le_bytes(self.take()?));
         String::from_utf8(self.bytes(len)?.to_vec()).ok()
+    }
+
+    fn group_id(&mut self) -> Option<GroupId> {
+        Some(GroupId([self.u64()?, self.u64()?]))
+    }
+
+    /// A group of which everything holds that always does of one.
+    fn group(&mut self) -> Option<Group> {
+        let topic = TopicId(self.u32()?);
+        let name_len = usize::from(u16::from_le_bytes(self.take()?));
+        let [stretch_count, operation_count] = self.take()?.map(usize::from);
+        let are_few = stretch_count <= STRETCH_COUNT_MAX && operation_count <= GROUP_EPOCH_COUNT_MAX;
+        ((1..=KEY_SIZE_BYTES_MAX).contains(&name_len) && are_few).then_some(())?;
+        let stretch = |reader: &mut Self| {
+            let (upto, waiting, epoch) = (reader.sequence()?, reader.u64()?, reader.u64()?);
+            Some(Stretch { upto, waiting, epoch })
+        };
+        let stretches = (0..stretch_count).map(|_| stretch(self)).collect::<Option<SmallVec<_>>>()?;
+        let operation = |reader: &mut Self| {
+            let (epoch, decided, taken) = (reader.u64()?, reader.wall()?, reader.u64()?);
+            let undone = match (reader.u64()?, reader.u64()?) {
+                (0, 0) => None,
+                (1, restored) => Some(restored),
+                _ => return None,
+            };
+            (epoch != 0).then_some(Operation { epoch, decided, taken, undone })
+        };
+        let operations = (0..operation_count).map(|_| operation(self)).collect::<Option<Vec<_>>>()?;
+        let name = std::str::from_utf8(self.bytes(name_len)?).ok()?.into();
+        let group = Group { topic, name, stretches, operations };
+        group.is_sound().then_some(group)
     }
 
     fn forward(&mut self) -> Option<Forward> {

@@ -6,6 +6,7 @@ use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::{Forward, HEADER_SIZE_BYTES, RunStatement, TaskProgress, kind};
 use crate::far::RunId;
+use crate::groups::{Group, GroupId, Operation, Stretch};
 use crate::names::{Name, NameHash};
 
 /// Appends records to a block's bytes.
@@ -121,17 +122,18 @@ impl<'a> RecordWriter<'a> {
         });
     }
 
-    /// A live event again.
+    /// A live event again; where it was rescheduled, and whether it has left its group.
     pub fn relocated(
         &mut self,
         topic: TopicId,
         sequence: Sequence,
         due: WallMs,
-        forward: Option<Forward>,
+        (forward, has_left): (Option<Forward>, bool),
         progress: &[TaskProgress],
         event: &[u8],
     ) {
-        self.record(kind::RELOCATED, u8::from(forward.is_some()), 0, |out| {
+        let flags = u8::from(forward.is_some()) | u8::from(has_left) << 1;
+        self.record(kind::RELOCATED, flags, 0, |out| {
             out.extend_from_slice(&topic.0.to_le_bytes());
             out.extend_from_slice(&(progress.len() as u32).to_le_bytes());
             out.extend_from_slice(&sequence.0.to_le_bytes());
@@ -334,10 +336,63 @@ impl<'a> RecordWriter<'a> {
         });
     }
 
+    /// A group as it is.
+    pub fn group(&mut self, group: &Group) {
+        let Group { topic, name, stretches, operations } = group;
+        self.record(kind::GROUP, 0, 0, |out| {
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            // Names are verified, and stretches and operations bounded, to far fewer than these can count.
+            out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            out.extend_from_slice(&[stretches.len() as u8, operations.len() as u8]);
+            for Stretch { upto, waiting, epoch } in stretches {
+                for number in [upto.0, *waiting, *epoch] {
+                    out.extend_from_slice(&number.to_le_bytes());
+                }
+            }
+            for Operation { epoch, decided, taken, undone } in operations {
+                let is_undone = u64::from(undone.is_some());
+                for number in [*epoch, decided.0, *taken, is_undone, undone.unwrap_or(0)] {
+                    out.extend_from_slice(&number.to_le_bytes());
+                }
+            }
+            out.extend_from_slice(name.as_bytes());
+        });
+    }
+
+    /// Events that wait in their group no more: cancelled, or handed to their subscriptions.
+    pub fn group_left(&mut self, group: GroupId, is_cancelled: bool, sequences: &[Sequence]) {
+        self.record(kind::GROUP_LEFT, u8::from(is_cancelled), 0, |out| {
+            put_group(out, group);
+            out.extend_from_slice(&(sequences.len() as u64).to_le_bytes());
+            sequences.iter().for_each(|sequence| out.extend_from_slice(&sequence.0.to_le_bytes()));
+        });
+    }
+
+    /// An event of a group that was cancelled in a run.
+    pub fn cancelled_in_run_of_group(
+        &mut self,
+        run: RunId,
+        (due, sequence): (WallMs, Sequence),
+        topic: TopicId,
+        group: GroupId,
+    ) {
+        self.record(kind::CANCELLED_IN_RUN_OF_GROUP, 0, 0, |out| {
+            out.extend_from_slice(&run.0.to_le_bytes());
+            out.extend_from_slice(&topic.0.to_le_bytes());
+            out.extend_from_slice(&due.0.to_le_bytes());
+            out.extend_from_slice(&sequence.0.to_le_bytes());
+            put_group(out, group);
+        });
+    }
+
     /// Counters.
     pub fn mark(&mut self, next_sequence: Sequence) {
         self.record(kind::MARK, 0, 0, |out| out.extend_from_slice(&next_sequence.0.to_le_bytes()));
     }
+}
+
+fn put_group(out: &mut Vec<u8>, GroupId(words): GroupId) {
+    words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
 }
 
 fn put_forward(out: &mut Vec<u8>, forward: Forward) {

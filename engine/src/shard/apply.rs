@@ -3,6 +3,7 @@
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
+use escapement_protocol::event::has_group;
 use escapement_protocol::{Outcome, Sequence, ShardId, SubscriptionId, TopicId, WallMs};
 
 use super::Shard;
@@ -124,8 +125,8 @@ impl Shard {
                 self.apply_names_published(block, topic, first_sequence, accepted, names, events);
                 self.cancel_named_waiting(out);
             }
-            Record::Relocated { topic, sequence, due, forward, progress, event } => {
-                self.apply_relocated(block, topic, sequence, (due, forward), progress, event);
+            Record::Relocated { topic, sequence, due, forward, has_left, progress, event } => {
+                self.apply_relocated(block, topic, sequence, (due, forward, has_left), progress, event);
             }
             Record::Completed { subscription, outcome, last, sequences } => {
                 in_batches(sequences.iter(), |batch| {
@@ -170,6 +171,14 @@ impl Shard {
             Record::NamesForgotten { topic, before } => self.apply_names_forgotten(topic, before),
             Record::NamesRun { run, footer_id } => self.apply_names_run(block, run, footer_id, files),
             Record::NamesRunEnded { run } => self.durable.names.runs.end(run),
+            Record::Group(group) => self.apply_group(block, group),
+            Record::GroupLeft { group, is_cancelled, sequences } => {
+                self.apply_group_left(group, is_cancelled, sequences);
+            }
+            Record::CancelledInRunOfGroup { run, key, topic, group } => {
+                self.apply_left_in_run(group, key.1);
+                self.apply_cancelled_in_run(run, key, topic);
+            }
         }
         Ok(())
     }
@@ -200,6 +209,9 @@ impl Shard {
                 self.volatile.soon.add(topic, due);
                 self.schedule(due, sequence, event.len());
             }
+            if has_group(event) {
+                self.apply_joined(block, topic, sequence, event);
+            }
         }
         if applied != count {
             assert!(self.recovering, "a record counts its events rightly");
@@ -219,7 +231,7 @@ impl Shard {
         block: u64,
         topic: TopicId,
         sequence: Sequence,
-        (due, forward): (WallMs, Option<Forward>),
+        (due, forward, has_left): (WallMs, Option<Forward>, bool),
         progress: Vec<TaskProgress>,
         event: &[u8],
     ) {
@@ -238,6 +250,9 @@ impl Shard {
             self.durable.copies.add(topic, 1);
             if let Some(forward) = forward {
                 self.durable.forwards.insert(sequence, forward);
+            }
+            if has_left {
+                self.durable.groups.note_left(sequence);
             }
             if !progress.is_empty() {
                 self.durable.progress.entry(sequence).extend(progress);
@@ -258,7 +273,7 @@ impl Shard {
         }
     }
 
-    fn apply_end(&mut self, sequence: Sequence, outcome: Outcome) {
+    pub(super) fn apply_end(&mut self, sequence: Sequence, outcome: Outcome) {
         if !self.recovering {
             let logged = self.volatile.ending.pop_front();
             assert_eq!(logged, Some(sequence), "events end in the order of the log");
@@ -285,6 +300,7 @@ impl Shard {
         self.durable.ledger.gone(entry.block);
         self.durable.progress.remove(sequence);
         self.durable.forwards.remove(&sequence);
+        self.durable.groups.ended(sequence);
         Some(entry.topic)
     }
 

@@ -1,6 +1,6 @@
 //! What happens at an event's due time: matching, routing, pushing, ending.
 
-use escapement_protocol::event::{FLAG_ORDERING_KEY, has_ttl};
+use escapement_protocol::event::{FLAG_ORDERING_KEY, has_group, has_ttl};
 use escapement_protocol::{EventView, MonoNs, Now, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 use escapement_router::{Decision, TaskRef};
 
@@ -78,8 +78,11 @@ impl Shard {
             if !volatile.fenced.is_empty() && volatile.fenced.contains(&sequence) {
                 continue;
             }
-            volatile.open.add(entry.topic, 1);
             let event = durable.payloads.event(entry.location);
+            if has_group(event) && !volatile.leave_group(durable, entry.topic, sequence, event) {
+                continue;
+            }
+            volatile.open.add(entry.topic, 1);
             let task = task_ref(config.shard, sequence, entry.due, entry.topic, event);
             if topic.is_none_or(|topic| topic.id != entry.topic) {
                 topic = durable.registry.topic(entry.topic);

@@ -173,6 +173,9 @@ impl Shard {
             return;
         }
         let Some(event) = self.event(sequence) else { return };
+        if self.durable.is_cancelled_with_group(event.topic, sequence, event.bytes) {
+            return;
+        }
         let candidate = Candidate {
             sequence,
             due: event.due,

@@ -9,6 +9,7 @@ mod counts;
 mod due;
 mod expiry;
 mod far;
+mod groups;
 mod lane;
 mod ledger;
 mod list;
@@ -25,11 +26,12 @@ use std::collections::VecDeque;
 
 use hashbrown::{HashMap, HashSet};
 
-use escapement_protocol::{Epoch, MonoNs, Now, Outcome, Sequence, ShardId, SubscriptionId, WallMs};
+use escapement_protocol::{Epoch, MonoNs, Now, Outcome, Sequence, ShardId, SubscriptionId, TopicId, WallMs};
 use escapement_router::{Decision, Router};
 
 use crate::effects::{Effects, Input, Message, Ticket};
 use crate::far::{RunError, Runs};
+use crate::groups::Groups;
 use crate::names::Names;
 use crate::payload::PayloadStore;
 use crate::record::{FORWARD_SIZE_BYTES, Forward};
@@ -78,7 +80,7 @@ pub struct ShardConfig {
 /// Counters and gauges of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardStats {
-    /// Events pending now.
+    /// Events pending now; without those that are cancelled with their group, which wait for their time.
     pub pending: u64,
     /// Of these, far-future events that are in runs on the disk, and not in memory.
     pub far: u64,
@@ -128,6 +130,7 @@ struct Durable {
     copies: Copies,
     runs: Runs,
     names: Names,
+    groups: Groups,
     /// The newest block of which every record was applied.
     applied: u64,
 }
@@ -192,6 +195,7 @@ struct Volatile {
     admission: publish::Admission,
     control: control::Pending,
     naming: names::Naming,
+    grouping: groups::Grouping,
     /// What comes next of what is to be appended again.
     relocated_upto: Place,
     /// Whether the registry and the mark were appended again and are not yet applied.
@@ -238,6 +242,7 @@ impl Shard {
                 copies: Copies::default(),
                 runs: Runs::default(),
                 names: Names::default(),
+                groups: Groups::default(),
                 applied: 0,
             },
             volatile: Volatile {
@@ -271,6 +276,7 @@ impl Shard {
                 admission: publish::Admission::new(config.admission_per_s),
                 control: control::Pending::new(config.shard_count),
                 naming: names::Naming::default(),
+                grouping: groups::Grouping::default(),
                 relocated_upto: Place::default(),
                 relocating_registry: false,
                 stats: ShardStats::default(),
@@ -314,6 +320,7 @@ impl Shard {
         self.durable.runs.count();
         self.durable.build_names();
         self.volatile.far.start(&self.durable);
+        self.start_groups();
         self.volatile.wheel = Wheel::new(Tick(now.wall.0.saturating_sub(1)));
         self.volatile.expiries = Wheel::new(Tick(now.wall.0));
         self.volatile.soon.start(now.wall);
@@ -367,10 +374,12 @@ impl Shard {
         self.expire_due(out);
         self.forget_names(out);
         self.flush_names(out);
+        self.forget_operations(out);
         if !self.volatile.draining {
             self.fire_due(out);
         }
         self.route(out);
+        self.log_left(out);
         self.log_ended(out);
         self.compact();
         self.sweep();
@@ -443,13 +452,14 @@ impl Shard {
     }
 
     /// Bytes of records that it takes to append every pending event again, whatever its tasks come to, and what is known
-    /// of runs and names.
+    /// of runs, names and groups.
     #[must_use]
     pub fn relocation_size_bytes(&self) -> usize {
         self.durable.payloads.live_bytes()
             + self.durable.copies.size_bytes()
             + self.durable.runs.statements_size_bytes()
             + self.durable.names.statements_size_bytes()
+            + self.durable.groups.statements_size_bytes()
             + self.durable.forwards.len() * FORWARD_SIZE_BYTES
     }
 
@@ -462,7 +472,8 @@ impl Shard {
     #[must_use]
     pub fn stats(&self) -> ShardStats {
         ShardStats {
-            pending: self.durable.table.len() as u64 + self.durable.runs.pending(),
+            pending: (self.durable.table.len() as u64 + self.durable.runs.pending())
+                .saturating_sub(self.durable.groups.cancelled_of(TopicId(0))),
             far: self.durable.runs.pending(),
             held: self.held_count(),
             run_bytes: self.durable.runs.size_bytes(),
@@ -546,7 +557,7 @@ pub struct PendingEvent<'a> {
     /// Its effective due time.
     pub due: WallMs,
     /// Its topic.
-    pub topic: escapement_protocol::TopicId,
+    pub topic: TopicId,
     /// Where it was rescheduled.
     pub forward: Option<Forward>,
 }

@@ -160,16 +160,21 @@ impl Shard {
     fn publish_looked_up(&mut self, ticket: Ticket, topic: TopicId, events: &[u8], out: &mut Effects) {
         let now = self.volatile.now.wall;
         let mut items = std::mem::take(&mut self.volatile.naming.items);
+        let groups = self.new_groups_size_bytes(topic, items.len() as u32, events);
         let fresh = || items.iter().filter(|item| item.first.is_none());
         let offer = Offer {
             count: fresh().count() as u32,
             size_bytes: fresh().map(|item| item.size_bytes).sum(),
             largest_size_bytes: fresh().map(|item| item.size_bytes).max().unwrap_or(0),
             extra_size_bytes: NAME_LOG_SIZE_BYTES,
+            groups_size_bytes: groups.as_ref().map_or(0, |size_bytes| size_bytes.unwrap_or(0)),
         };
+        let has_groups = !matches!(groups, Ok(None));
         let (taken, refusal) = if offer.count == 0 {
             (0, None)
         } else if let Some(refusal) = self.names_refusal(offer.count) {
+            (0, Some(refusal))
+        } else if let Err(refusal) = groups {
             (0, Some(refusal))
         } else {
             self.admit(topic, offer)
@@ -206,6 +211,11 @@ impl Shard {
         self.volatile.stats.refused += items.len() as u64 - u64::from(accepted_count);
         items.clear();
         self.volatile.naming.items = items;
+        if has_groups {
+            let fresh = std::mem::take(&mut self.volatile.naming.fresh);
+            self.join_groups(topic, first_sequence, taken, &fresh);
+            self.volatile.naming.fresh = fresh;
+        }
         self.log_named(topic, first_sequence, out);
         let body = match refusal {
             Some(refusal) if accepted_count == 0 => ReplyBody::Refused(refusal),

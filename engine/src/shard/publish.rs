@@ -97,12 +97,17 @@ impl Shard {
         if topic_held.settings.dedup_window_ms > 0 {
             return self.publish_named((ticket, topic), count, events, out);
         }
+        let groups = match self.new_groups_size_bytes(topic, count, events) {
+            Ok(size_bytes) => size_bytes,
+            Err(refusal) => return self.refuse_publish(ticket, count, refusal, out),
+        };
         let most = self.event_size_bytes_max(0);
         let offer = Offer {
             count,
             size_bytes: events.len(),
             largest_size_bytes: largest(events, most),
             extra_size_bytes: 0,
+            groups_size_bytes: groups.unwrap_or(0),
         };
         let (taken, refusal) = self.admit(topic, offer);
         if taken == 0 {
@@ -114,6 +119,9 @@ impl Shard {
         self.volatile.next_sequence += u64::from(taken);
         assert!(self.volatile.next_sequence <= Sequence::MAX.0, "48 bits of sequence are used up");
 
+        if groups.is_some() {
+            self.join_groups(topic, first_sequence, taken, events);
+        }
         let mut rest = events;
         let mut left = taken;
         let mut sequence = first_sequence;
@@ -139,7 +147,7 @@ impl Shard {
 
     /// How many of these events are accepted, from the first on, and why the rest is not.
     pub(super) fn admit(&mut self, topic: TopicId, offer: Offer) -> (u32, Option<Refusal>) {
-        let Offer { count, size_bytes, largest_size_bytes, extra_size_bytes } = offer;
+        let Offer { count, size_bytes, largest_size_bytes, extra_size_bytes, groups_size_bytes } = offer;
         if self.memory_bytes() + size_bytes > self.config.memory_bytes_max {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
@@ -150,7 +158,7 @@ impl Shard {
         }
         // Of the log: as published now, or as appended again later.
         let each_size_bytes = self.durable.copies.each_size_bytes(topic) + extra_size_bytes;
-        let needed_bytes = size_bytes + count as usize * each_size_bytes;
+        let needed_bytes = size_bytes + count as usize * each_size_bytes + groups_size_bytes;
         if needed_bytes > self.publish_room_bytes() {
             let refusal = Refusal {
                 code: ErrorCode::ResourceExhausted,
@@ -218,6 +226,8 @@ impl Shard {
             + self.durable.forwards.capacity() * size_of::<(Sequence, Forward)>()
             + self.volatile.rescheduling.capacity() * size_of::<(Sequence, Rescheduling)>()
             + self.durable.names.memory_bytes()
+            + self.durable.groups.memory_bytes()
+            + self.volatile.grouping.memory_bytes()
             + self.volatile.naming.memory_bytes()
             + self.volatile.far.memory_bytes()
             // Of tasks, those there are: the router's pool is reused and never shrinks, so that counting it whole
@@ -237,6 +247,8 @@ pub(super) struct Offer {
     pub(super) largest_size_bytes: usize,
     /// Bytes that each takes of the log besides its own.
     pub(super) extra_size_bytes: usize,
+    /// Bytes that the groups take of the log which are new with them.
+    pub(super) groups_size_bytes: usize,
 }
 
 /// Size of the largest event, where any can be larger than `most`.

@@ -1,5 +1,5 @@
-//! Saying what is pending. Nothing here changes anything, and every answer is from durable state: an event whose publish
-//! was acknowledged is found, and one whose cancellation was acknowledged is not.
+//! Saying what is pending. Nothing here changes anything but operations on groups, which have their own file. Every answer is
+//! from durable state: an event whose publish was acknowledged is found, and one whose cancellation was acknowledged is not.
 
 use escapement_protocol::frame::{
     Counts, EventDetail, EventInfo, EventPlace, OutcomeCount, Query, QueryAnswer, TASK_INFO_COUNT_MAX,
@@ -46,6 +46,7 @@ impl Shard {
                 out.reply(ticket, ReplyBody::Answered(QueryAnswer::Due(counts)));
             }
             Query::List(list) => self.list(ticket, list, out),
+            Query::Group(operation) => self.operate_on_group(ticket, operation, out),
         }
     }
 
@@ -60,10 +61,12 @@ impl Shard {
         };
         let tasks = router.stats(subscription).unwrap_or_default();
         let ended = volatile.ended_counts.of(subscription);
+        // Those that are cancelled with their group wait for their time, here or there.
+        let scheduled = (memory + in_runs - ready).saturating_sub(durable.groups.cancelled_of(topic));
         Counts {
-            scheduled: memory + in_runs - ready,
+            scheduled,
             ready,
-            in_runs,
+            in_runs: in_runs.min(scheduled),
             queued: tasks.queued as u64,
             running: tasks.running as u64,
             backoff: tasks.backoff as u64,
@@ -83,6 +86,9 @@ impl Shard {
             return self.look_up(LookUp { ticket, event, aim: Aim::Get { peek } }, out);
         };
         let PendingEvent { bytes, due, topic, .. } = held;
+        if self.durable.is_cancelled_with_group(topic, event.sequence, bytes) {
+            return out.reply(ticket, Aim::Get { peek }.not_found());
+        }
         let tasks = self.durable.progress.get(event.sequence);
         let (size_bytes, place) = (bytes.len() as u32, EventPlace::Memory);
         let known = Known { due, topic, size_bytes, place, tasks };

@@ -21,6 +21,7 @@ impl Shard {
         let registry = self.durable.registry.oldest_block().unwrap_or(u64::MAX);
         let registry = registry.min(self.durable.runs.oldest_block().unwrap_or(u64::MAX));
         let registry = registry.min(self.durable.names.oldest_block().unwrap_or(u64::MAX));
+        let registry = registry.min(self.durable.groups.oldest_block().unwrap_or(u64::MAX));
         // Marks are evidence for the counter of sequences: the newest one stays.
         let limit = registry.min(self.durable.ledger.evidence());
         self.durable.ledger.release(limit).saturating_sub(1)
@@ -64,13 +65,15 @@ impl Shard {
         self.relocate_control(upto, out);
         let budget_end = out.records.len() + budget_bytes;
         self.restate_names(upto, budget_end, out);
+        self.restate_groups(upto, budget_end, out);
         let from = self.volatile.relocated_upto;
         if from.block > upto {
             return;
         }
         let (now, horizon) = (self.volatile.now.mono, self.horizon());
         let run_size_bytes = self.config.run_size_bytes;
-        let Volatile { ending, progressed, rescheduling, relocated_upto, far, .. } = &mut self.volatile;
+        let Volatile { ending, progressed, rescheduling, relocated_upto, far, grouping, .. } =
+            &mut self.volatile;
         // The end of these is in the log before the copy would be: a copy would bring them back in replay.
         let mut ending: Vec<Sequence> = ending.iter().copied().collect();
         ending.sort_unstable();
@@ -109,7 +112,8 @@ impl Shard {
                 progressed.apply_to(&mut tasks);
             }
             let (inline, rest) = tasks.split_at(tasks.len().min(PROGRESS_COUNT_MAX));
-            out.log().relocated(entry.topic, sequence, due, forward, inline, event);
+            let has_left = self.durable.groups.has_left(sequence) || grouping.was_handed_out(sequence);
+            out.log().relocated(entry.topic, sequence, due, (forward, has_left), inline, event);
             more.extend(rest.iter().map(|task| (sequence, *task)));
         }
         // Later than the copy that they belong to, which is all that counts.

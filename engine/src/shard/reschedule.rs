@@ -15,6 +15,7 @@ use super::query::state_of;
 use super::{ApplyError, Durable, Ended, Shard};
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
 use crate::far::{Key, RunId};
+use crate::groups::GroupId;
 use crate::record::{FORWARD_SIZE_BYTES, Forward, RESCHEDULED_SIZE_BYTES, WALL_MAX};
 use crate::table::Entry;
 
@@ -23,6 +24,8 @@ use crate::table::Entry;
 pub(super) struct Rescheduling {
     pub(super) due: WallMs,
     pub(super) forward: Forward,
+    /// The group that it waits in.
+    pub(super) group: Option<GroupId>,
     /// Records on their way.
     records: u32,
 }
@@ -116,7 +119,9 @@ impl Shard {
     }
 
     fn cancel_held(&mut self, ticket: Ticket, sequence: Sequence, held: Held, out: &mut Effects) {
-        if held.due <= self.volatile.now.wall {
+        let group = self.group_of(sequence);
+        // What is cancelled with its group is so for itself from now on, whether its time has come or not.
+        if held.due <= self.volatile.now.wall && !self.is_cancelled_in(group, sequence) {
             let (state, attempt) = self.progress_of(sequence);
             let verdict = ReplyBody::Cancelled(CancelVerdict::TooLate { state, attempt });
             return reply(ticket, verdict, held.in_flight, out);
@@ -126,16 +131,16 @@ impl Shard {
             && let Some(entry) = self.durable.table.get(sequence)
         {
             let (key, topic) = ((entry.due, sequence), entry.topic);
-            return self.log_cancelled(ticket, run, (key, topic), out);
+            return self.log_cancelled(ticket, run, (key, topic), group, out);
         }
         self.volatile.fenced.insert(sequence);
-        self.volatile.ended.push(Ended {
-            subscription: SubscriptionId(0),
-            outcome: Outcome::Cancelled,
-            last: true,
-            sequence,
-        });
-        self.log_ended(out);
+        if let Some(group) = group {
+            self.log_cancelled_of_group(group, sequence, out);
+        } else {
+            let (subscription, outcome) = (SubscriptionId(0), Outcome::Cancelled);
+            self.volatile.ended.push(Ended { subscription, outcome, last: true, sequence });
+            self.log_ended(out);
+        }
         out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
     }
 
@@ -149,6 +154,14 @@ impl Shard {
         out: &mut Effects,
     ) {
         let now = self.volatile.now.wall;
+        let group = match &source {
+            Source::Log => self.group_of(sequence),
+            Source::Run { topic, event, .. } => self.group_of_event(*topic, sequence, event),
+        };
+        if self.is_cancelled_in(group, sequence) {
+            let waits = held.in_flight || group.is_some_and(|id| self.volatile.grouping.is_deciding(id));
+            return reply(ticket, ReplyBody::Rescheduled(RescheduleVerdict::NotFound), waits, out);
+        }
         if held.due <= now {
             let (state, attempt) = self.progress_of(sequence);
             let verdict = RescheduleVerdict::TooLate { state, attempt };
@@ -171,8 +184,8 @@ impl Shard {
             }
         }
         let overlay = self.volatile.rescheduling.entry(sequence);
-        let overlay = overlay.or_insert(Rescheduling { due, forward, records: 0 });
-        *overlay = Rescheduling { due, forward, records: overlay.records + 1 };
+        let overlay = overlay.or_insert(Rescheduling { due, forward, group, records: 0 });
+        *overlay = Rescheduling { due, forward, group, records: overlay.records + 1 };
         let verdict = RescheduleVerdict::Rescheduled { due, version: forward.version };
         out.reply_on_commit(ticket, ReplyBody::Rescheduled(verdict));
     }

@@ -5,6 +5,7 @@ mod contradictions;
 mod control;
 mod delivery;
 mod far;
+mod groups;
 mod lane;
 mod listing;
 mod misfire;

@@ -11,7 +11,8 @@ use escapement_engine::{
 };
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
-    CancelVerdict, Counts, DueCount, EventDetail, Items, Query, QueryAnswer, ResultItem,
+    CancelVerdict, Counts, DueCount, EventDetail, GroupAct, GroupAnswer, GroupOperation, Items, Query,
+    QueryAnswer, ResultItem,
 };
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
 use escapement_protocol::{
@@ -537,6 +538,19 @@ impl Rig {
     pub(crate) fn detail(&mut self, ticket: Ticket) -> Option<EventDetail> {
         match self.reply(ticket) {
             Some(ReplyBody::Answered(QueryAnswer::Event(detail))) => detail.map(|detail| *detail),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks for an operation on a group, of shard 0.
+    pub(crate) fn operate(&mut self, topic: TopicId, group: &str, act: GroupAct, epoch: u64) -> Ticket {
+        let (shard, group) = (ShardId(0), group.to_owned());
+        self.query(Query::Group(GroupOperation { shard, topic, group, act, epoch }))
+    }
+
+    pub(crate) fn group_answer(&mut self, ticket: Ticket) -> Option<GroupAnswer> {
+        match self.reply(ticket)? {
+            ReplyBody::Answered(QueryAnswer::Group(answer)) => Some(answer),
             other => panic!("{other:?}"),
         }
     }

@@ -1,7 +1,8 @@
-//! Questions about what is pending: each to one shard.
+//! Questions about what is pending, and operations on groups: each to one shard.
 
 use escapement_protocol::ErrorCode;
-use escapement_protocol::frame::{Frame, Query, QueryAnswer};
+use escapement_protocol::event::KEY_SIZE_BYTES_MAX;
+use escapement_protocol::frame::{Frame, GroupAct, GroupOperation, Query, QueryAnswer};
 
 use super::{ANSWERS_SIZE_BYTES_MAX, Backend, Door, REQUESTS_MAX, Refusal, Waiting, refusal, too_many};
 
@@ -41,6 +42,12 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
                 }
             };
         }
+        if let Query::Group(operation) = &query
+            && let Some(message) = fault_of(operation)
+        {
+            let refused = refusal(ErrorCode::InvalidSettings, message.to_owned());
+            return self.send_error(stream, request, &refused);
+        }
         state.requests += 1;
         state.answers_size_bytes = awaited;
         let waiting = Waiting::Query { stream, request, answer_size_bytes };
@@ -67,4 +74,15 @@ impl<S: Copy + Eq + std::hash::Hash> Door<S> {
             Err(refusal) => self.send_error(stream, request, refusal),
         }
     }
+}
+
+/// Why an operation can't be asked of a shard.
+fn fault_of(operation: &GroupOperation) -> Option<&'static str> {
+    if !(1..=KEY_SIZE_BYTES_MAX).contains(&operation.group.len()) {
+        return Some("a group's name has from 1 to 255 bytes");
+    }
+    if operation.epoch == 0 && operation.act != GroupAct::Read {
+        return Some("an operation has an epoch, which is not 0: choose one that this group never had");
+    }
+    None
 }

@@ -12,10 +12,10 @@ use escapement_frontend::door::{
 use escapement_protocol::event::Due;
 use escapement_protocol::frame::{
     Accepted, AckException, AckItem, AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply,
-    CancelVerdict, Credit, EventName, EventPage, Events, Frame, FrameDecoder, FrameWriter, GoAway, Hello,
-    Items, ListEvents, Page, PageToken, PublishBatch, Query, QueryAnswer, Reschedule, RescheduleReply,
-    RescheduleVerdict, ResultBatch, ResultItem, ShardCore, ShardMapInfo, Subscribe, Subscribed, TaskState,
-    TopicInfo, TopicList,
+    CancelVerdict, Credit, EventName, EventPage, Events, Frame, FrameDecoder, FrameWriter, GoAway, GroupAct,
+    GroupAnswer, GroupOperation, GroupVerdict, Hello, Items, ListEvents, Page, PageToken, PublishBatch,
+    Query, QueryAnswer, Reschedule, RescheduleReply, RescheduleVerdict, ResultBatch, ResultItem, ShardCore,
+    ShardMapInfo, Subscribe, Subscribed, TaskState, TopicInfo, TopicList,
 };
 use escapement_protocol::ids::shard_of;
 use escapement_protocol::settings::TopicSettings;

@@ -275,3 +275,33 @@ fn a_snapshot_is_asked_for_in_the_name_of_its_stream_and_not_while_draining() {
     assert_eq!(peer.send(0, &Frame::Admin { request: 3, body: begin }), Ok(()));
     assert_eq!(peer.error(), (3, ErrorCode::Unavailable));
 }
+
+#[test]
+fn an_operation_on_a_group_is_asked_of_its_shard_and_refused_where_it_cannot_be_one() {
+    let mut peer = Peer::new(2);
+    let cancel = |shard, group: &str, epoch| {
+        let (shard, topic, group) = (ShardId(shard), TopicId(3), group.to_owned());
+        Query::Group(GroupOperation { shard, topic, group, act: GroupAct::Cancel, epoch })
+    };
+    let ask = |request, query: &Query| Frame::Query { request, query: query.clone() };
+    let operation = cancel(1, "account-7", 9);
+    assert_eq!(peer.send(0, &ask(8, &operation)), Ok(()));
+    let Asked::Query { ticket, query } = peer.asked() else { panic!("a question") };
+    assert_eq!(query, operation);
+    let answer = QueryAnswer::Group(GroupAnswer {
+        verdict: GroupVerdict::Cancelled,
+        count: 5,
+        pending: 0,
+        cancelled: 5,
+        operations: Vec::new(),
+    });
+    peer.door.answered(ticket, answer.clone());
+    assert_eq!(peer.frames(), [format!("{:?}", Frame::QueryReply { request: 8, answer })]);
+
+    let long = "g".repeat(256);
+    for bad in [cancel(1, "", 9), cancel(1, &long, 9), cancel(1, "g", 0), cancel(SHARDS, "g", 9)] {
+        assert_eq!(peer.send(0, &ask(9, &bad)), Ok(()));
+        assert_eq!(peer.error(), (9, ErrorCode::InvalidSettings));
+    }
+    assert!(peer.backend.asked.is_empty());
+}

@@ -13,7 +13,7 @@ use super::output::Output;
 #[command(
     after_help = "pending is scheduled and ready together. scheduled events wait for their time, or behind others that are due; in_runs counts those of them that are on the disk. ready events are due, and their tasks wait, run or back off. ended counts since the node started. The counts are exact, and cost the same however many events are pending. Of shards that are out of service nothing is counted: shards_missing names them, and the exit status is 3. \
                   With --due, events are counted by when they come due instead: within so long from now, and first those that are due already. \
-                  A count is not exact where a moment falls among events that are counted together. Of shards that are out of service nothing is counted, there too.\n\n\
+                  A count is not exact where a moment falls among events that are counted together, or while a group's events are cancelled. Of shards that are out of service nothing is counted, there too.\n\n\
                   Examples:\n  escapement count\n  escapement count --topic mail --subscription mailer\n  escapement count --topic mail --due"
 )]
 pub(super) struct CountArgs {

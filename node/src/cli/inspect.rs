@@ -382,6 +382,9 @@ impl Counts {
             Record::Completed { outcome: Outcome::Cancelled, sequences, .. } => {
                 self.cancelled += sequences.count() as u64;
             }
+            Record::GroupLeft { is_cancelled: true, sequences, .. } => {
+                self.cancelled += sequences.count() as u64;
+            }
             Record::Completed { sequences, .. } => self.completed += sequences.count() as u64,
             Record::AttemptFailed { .. } => self.failed_attempts += 1,
             Record::Topic { .. }
@@ -394,6 +397,9 @@ impl Counts {
             | Record::NamesForgotten { .. }
             | Record::NamesRun { .. }
             | Record::NamesRunEnded { .. }
+            | Record::Group(_)
+            | Record::GroupLeft { .. }
+            | Record::CancelledInRunOfGroup { .. }
             | Record::CancelledInRun { .. }
             | Record::Rescheduled { .. }
             | Record::RescheduledInRun { .. } => {}

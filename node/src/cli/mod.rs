@@ -12,6 +12,7 @@ mod count;
 mod dev;
 mod event;
 mod failure;
+mod group;
 mod inspect;
 mod list;
 mod moment;
@@ -79,6 +80,9 @@ enum Command {
     Reschedule(change::RescheduleArgs),
     /// Make events that are not yet due run at once
     RunNow(change::RunNowArgs),
+    /// Cancel all pending events of a group at once, take that back, or look at the group
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Look into a data directory, without changing it
     Inspect(inspect::InspectArgs),
     /// Check every checksum, count and reference in a data directory, without changing it
@@ -140,6 +144,7 @@ fn execute(command: Command, program: &str, out: &Output) -> Result<(), Failure>
         Command::Cancel(args) => change::run_cancel(&args, out),
         Command::Reschedule(args) => change::run_reschedule(&args, out),
         Command::RunNow(args) => change::run_now(&args, out),
+        Command::Group(command) => group::run(&command, out),
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Verify(args) => verify::run(&args, out),
         Command::Snapshot(args) => snapshot::run(&args, out),

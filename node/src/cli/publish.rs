@@ -52,6 +52,9 @@ pub(super) struct PublishArgs {
     /// Events of one ordering key are delivered one at a time, in order of their due times
     #[arg(long, value_name = "TEXT")]
     key: Option<String>,
+    /// Group: all pending events of a group and topic can be cancelled at once (escapement group)
+    #[arg(long, value_name = "TEXT")]
+    group: Option<String>,
     /// CloudEvents id; random where it is left out
     #[arg(long, value_name = "TEXT")]
     id: Option<String>,
@@ -86,7 +89,9 @@ pub(super) fn run(args: &PublishArgs, out: &Output) -> Result<(), Failure> {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let (key, source, type_, content_type) =
         (text(&args.key), text(&args.source), text(&args.type_), text(&args.content_type));
+    let group = text(&args.group);
     let event = EventSpec {
+        group: &group,
         source: &source,
         type_: &type_,
         data_content_type: &content_type,

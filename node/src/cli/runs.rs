@@ -115,6 +115,9 @@ impl LoggedRuns {
             Record::CancelledInRun { run, events } => {
                 self.events.entry(*run).or_default().cancelled.extend(events.iter());
             }
+            Record::CancelledInRunOfGroup { run, key, .. } => {
+                self.events.entry(*run).or_default().cancelled.insert(*key);
+            }
             Record::RescheduledInRun { run, was_due, sequence, .. } => {
                 self.events.entry(*run).or_default().cancelled.insert((*was_due, *sequence));
             }
@@ -135,6 +138,8 @@ impl LoggedRuns {
             | Record::Subscription { .. }
             | Record::Names { .. }
             | Record::NamesForgotten { .. }
+            | Record::Group(_)
+            | Record::GroupLeft { .. }
             | Record::Mark { .. } => {}
         }
     }

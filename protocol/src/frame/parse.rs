@@ -5,10 +5,10 @@ use flatbuffers::{Follow, ForwardsUOffset, Vector, Verifiable, VerifierOptions};
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Counts, Credit, DueCount, Durability,
     ErrorFrame, EventDetail, EventInfo, EventName, EventPage, Events, Fixed, Frame, FrameError, FrameKind,
-    GoAway, Hello, Items, ListEvents, ListedEvent, OutcomeCount, Page, PublishAck, PublishBatch, PushBatch,
-    PushDue, Query, QueryAnswer, Reschedule, RescheduleReply, ResultBatch, ShardCore, ShardCut, ShardMapInfo,
-    SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TaskState, TopicInfo,
-    TopicList, Welcome,
+    GoAway, GroupAct, GroupAnswer, GroupEpoch, GroupOperation, GroupVerdict, Hello, Items, ListEvents,
+    ListedEvent, OutcomeCount, Page, PublishAck, PublishBatch, PushBatch, PushDue, Query, QueryAnswer,
+    Reschedule, RescheduleReply, ResultBatch, ShardCore, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe,
+    Subscribed, SubscriptionInfo, SubscriptionList, TaskInfo, TaskState, TopicInfo, TopicList, Welcome,
 };
 use crate::event::Due;
 use crate::generated::wire;
@@ -145,6 +145,29 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 subscription: SubscriptionId(table.subscription_id()),
             };
             Frame::Query { request: table.request(), query }
+        }
+        FrameKind::GroupOperation => {
+            let table = root::<wire::GroupOperation<'_>>(body)?;
+            let operation = GroupOperation {
+                shard: ShardId(table.shard()),
+                topic: TopicId(table.topic_id()),
+                group: text(table.group()),
+                act: GroupAct::from_code(table.act()).ok_or("it asks for no known act")?,
+                epoch: table.epoch(),
+            };
+            Frame::Query { request: table.request(), query: Query::Group(operation) }
+        }
+        FrameKind::GroupOperationReply => {
+            let table = root::<wire::GroupOperationReply<'_>>(body)?;
+            let operations: Items<'_, GroupEpoch> = items(table.operations())?;
+            let answer = GroupAnswer {
+                verdict: GroupVerdict::from_code(table.verdict()).ok_or("its verdict is none")?,
+                count: table.count(),
+                pending: table.pending(),
+                cancelled: table.cancelled(),
+                operations: operations.iter().collect(),
+            };
+            Frame::QueryReply { request: table.request(), answer: QueryAnswer::Group(answer) }
         }
         FrameKind::CountEventsReply => {
             let table = root::<wire::CountEventsReply<'_>>(body)?;

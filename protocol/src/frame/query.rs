@@ -1,8 +1,9 @@
-//! Reading what is pending: questions to a shard and their answers, owned, because they are few and travel between cores.
+//! Reading what is pending, and operations on groups: what is asked of one shard and its answers, owned, because they
+//! are few and travel between cores.
 
-use super::Fixed;
 use super::items::{TaskState, fixed_size, put, u16_at, u32_at, u64_at};
 use super::list::{EVENT_PAGE_SIZE_BYTES_MAX, EventPage, ListEvents, ListedEvent, PAGE_TOKEN_SIZE_BYTES};
+use super::{Fixed, GROUP_EPOCH_COUNT_MAX, GroupAnswer, GroupEpoch, GroupOperation};
 use crate::event::KEY_SIZE_BYTES_MAX;
 use crate::{EVENT_SIZE_BYTES_MAX, EventId, ShardId, SubscriptionId, TopicId, WallMs};
 
@@ -12,7 +13,7 @@ pub const TASK_INFO_COUNT_MAX: usize = 128;
 /// An event of a page takes at most about so many.
 const LISTED_SIZE_BYTES_MAX: usize = 96 + 2 * KEY_SIZE_BYTES_MAX;
 
-/// A question to one shard.
+/// What is asked of one shard: what is pending, or an operation on a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
     /// What is known of an event.
@@ -40,6 +41,8 @@ pub enum Query {
     },
     /// Which events there are, a page of them.
     List(Box<ListEvents>),
+    /// An operation on the shard's events of a group: the only one of these that can change something.
+    Group(GroupOperation),
 }
 
 impl Query {
@@ -50,6 +53,7 @@ impl Query {
             Query::Event { event, .. } => event.shard,
             Query::Count { shard, .. } | Query::Due { shard, .. } => *shard,
             Query::List(list) => list.shard,
+            Query::Group(operation) => operation.shard,
         }
     }
 
@@ -66,6 +70,7 @@ impl Query {
                 let most = list.page_count_max() * LISTED_SIZE_BYTES_MAX;
                 256 + PAGE_TOKEN_SIZE_BYTES + most.min(EVENT_PAGE_SIZE_BYTES_MAX + LISTED_SIZE_BYTES_MAX)
             }
+            Query::Group(_) => 256 + GROUP_EPOCH_COUNT_MAX * size_of::<<GroupEpoch as Fixed>::Bytes>(),
         }
     }
 }
@@ -81,6 +86,8 @@ pub enum QueryAnswer {
     Due(Vec<DueCount>),
     /// To [`Query::List`].
     List(EventPage),
+    /// To [`Query::Group`].
+    Group(GroupAnswer),
 }
 
 /// Counts of one shard, exact at one moment.
@@ -155,6 +162,7 @@ impl QueryAnswer {
             QueryAnswer::Count(counts) => size_of_val(&counts.ended[..]),
             QueryAnswer::Due(counts) => size_of_val(&counts[..]),
             QueryAnswer::List(page) => page.events.iter().map(ListedEvent::size_bytes).sum(),
+            QueryAnswer::Group(answer) => size_of_val(&answer.operations[..]),
             QueryAnswer::Event(Some(detail)) => {
                 let bytes = detail.bytes.as_ref().map_or(0, Vec::len);
                 size_of::<EventDetail>() + detail.tasks.len() * size_of::<TaskInfo>() + bytes

@@ -71,6 +71,8 @@ impl Frame<'_> {
             Self::Query { query: Query::List(_), .. } => FrameKind::ListEvents,
             Self::QueryReply { answer: QueryAnswer::List(_), .. } => FrameKind::ListEventsReply,
             Self::CancelByName(_) => FrameKind::CancelByName,
+            Self::Query { query: Query::Group(_), .. } => FrameKind::GroupOperation,
+            Self::QueryReply { answer: QueryAnswer::Group(_), .. } => FrameKind::GroupOperationReply,
         }
     }
 }

@@ -6,10 +6,10 @@ use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Push, UnionWIPOffset, Vect
 
 use super::{
     AdminAnswer, AdminRequest, Cancel, CancelByName, CancelReply, Credit, ErrorFrame, Fixed, Frame,
-    FrameError, FrameKind, Hello, Items, ListedEvent, Page, Prefix, Query, QueryAnswer, Reschedule,
-    RescheduleReply, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed, SubscriptionInfo,
-    SubscriptionList, TopicInfo, TopicList, Welcome, encode_publish_ack, encode_publish_batch,
-    encode_push_batch, encode_results,
+    FrameError, FrameKind, GroupAnswer, GroupOperation, Hello, Items, ListedEvent, Page, Prefix, Query,
+    QueryAnswer, Reschedule, RescheduleReply, ShardCut, ShardMapInfo, SnapshotInfo, Subscribe, Subscribed,
+    SubscriptionInfo, SubscriptionList, TopicInfo, TopicList, Welcome, encode_publish_ack,
+    encode_publish_batch, encode_push_batch, encode_results,
 };
 use crate::event::Due;
 use crate::generated::wire;
@@ -249,6 +249,13 @@ fn build_query(b: &mut Builder, request: u64, query: &Query) {
             let root = wire::ListEvents::create(b, &args);
             b.finish_minimal(root);
         }
+        Query::Group(GroupOperation { shard, topic, group, act, epoch }) => {
+            let (shard, topic_id, act, epoch) = (shard.0, topic.0, *act as u8, *epoch);
+            let group = Some(b.create_string(group));
+            let args = wire::GroupOperationArgs { request, shard, act, topic_id, epoch, group };
+            let root = wire::GroupOperation::create(b, &args);
+            b.finish_minimal(root);
+        }
     }
 }
 
@@ -297,6 +304,15 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
                 missing: Some(b.create_vector(&missing)).filter(|_| !missing.is_empty()),
             };
             let root = wire::ListEventsReply::create(b, &args);
+            b.finish_minimal(root);
+        }
+        QueryAnswer::Group(GroupAnswer { verdict, count, pending, cancelled, operations }) => {
+            let operations = structs(b, Items::from(operations.as_slice()), wire::GroupEpoch);
+            let (verdict, count) = (*verdict as u8, *count);
+            let (pending, cancelled) = (*pending, *cancelled);
+            let args =
+                wire::GroupOperationReplyArgs { request, verdict, count, pending, cancelled, operations };
+            let root = wire::GroupOperationReply::create(b, &args);
             b.finish_minimal(root);
         }
     }

@@ -1323,6 +1323,166 @@ impl<'a> ResultItem {
 
 }
 
+/// An operation on a group.
+// struct GroupEpoch, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct GroupEpoch(pub [u8; 24]);
+impl Default for GroupEpoch { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for GroupEpoch {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("GroupEpoch")
+      .field("epoch", &self.epoch())
+      .field("taken", &self.taken())
+      .field("left", &self.left())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for GroupEpoch {}
+impl<'a> ::flatbuffers::Follow<'a> for GroupEpoch {
+  type Inner = &'a GroupEpoch;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a GroupEpoch>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a GroupEpoch {
+  type Inner = &'a GroupEpoch;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<GroupEpoch>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for GroupEpoch {
+    type Output = GroupEpoch;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const GroupEpoch as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for GroupEpoch {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> GroupEpoch {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    epoch: u64,
+    taken: u64,
+    left: u64,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_epoch(epoch);
+    s.set_taken(taken);
+    s.set_left(left);
+    s
+  }
+
+  pub fn epoch(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_epoch(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn taken(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_taken(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn left(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_left(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 /// An event's id in its byte form.
 // struct EventIdBytes, aligned to 1
 #[repr(transparent)]
@@ -6187,6 +6347,368 @@ impl ::core::fmt::Debug for CountEvents<'_> {
       ds.field("shard", &self.shard());
       ds.field("topic_id", &self.topic_id());
       ds.field("subscription_id", &self.subscription_id());
+      ds.finish()
+  }
+}
+pub enum GroupOperationOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GroupOperation<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GroupOperation<'a> {
+  type Inner = GroupOperation<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GroupOperation<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ACT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_TOPIC_ID: ::flatbuffers::VOffsetT = 10;
+  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 12;
+  pub const VT_GROUP: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GroupOperation { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GroupOperationArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GroupOperation<'bldr>> {
+    let mut builder = GroupOperationBuilder::new(_fbb);
+    builder.add_epoch(args.epoch);
+    builder.add_request(args.request);
+    if let Some(x) = args.group { builder.add_group(x); }
+    builder.add_topic_id(args.topic_id);
+    builder.add_shard(args.shard);
+    builder.add_act(args.act);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperation::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(GroupOperation::VT_SHARD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn act(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(GroupOperation::VT_ACT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn topic_id(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(GroupOperation::VT_TOPIC_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperation::VT_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn group(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GroupOperation::VT_GROUP, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GroupOperation<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .visit_field::<u8>("act", Self::VT_ACT, false)?
+     .visit_field::<u32>("topic_id", Self::VT_TOPIC_ID, false)?
+     .visit_field::<u64>("epoch", Self::VT_EPOCH, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("group", Self::VT_GROUP, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GroupOperationArgs<'a> {
+    pub request: u64,
+    pub shard: u16,
+    pub act: u8,
+    pub topic_id: u32,
+    pub epoch: u64,
+    pub group: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for GroupOperationArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GroupOperationArgs {
+      request: 0,
+      shard: 0,
+      act: 0,
+      topic_id: 0,
+      epoch: 0,
+      group: None,
+    }
+  }
+}
+
+pub struct GroupOperationBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupOperationBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperation::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(GroupOperation::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn add_act(&mut self, act: u8) {
+    self.fbb_.push_slot::<u8>(GroupOperation::VT_ACT, act, 0);
+  }
+  #[inline]
+  pub fn add_topic_id(&mut self, topic_id: u32) {
+    self.fbb_.push_slot::<u32>(GroupOperation::VT_TOPIC_ID, topic_id, 0);
+  }
+  #[inline]
+  pub fn add_epoch(&mut self, epoch: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperation::VT_EPOCH, epoch, 0);
+  }
+  #[inline]
+  pub fn add_group(&mut self, group: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GroupOperation::VT_GROUP, group);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupOperationBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GroupOperationBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GroupOperation<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GroupOperation<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GroupOperation");
+      ds.field("request", &self.request());
+      ds.field("shard", &self.shard());
+      ds.field("act", &self.act());
+      ds.field("topic_id", &self.topic_id());
+      ds.field("epoch", &self.epoch());
+      ds.field("group", &self.group());
+      ds.finish()
+  }
+}
+pub enum GroupOperationReplyOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GroupOperationReply<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GroupOperationReply<'a> {
+  type Inner = GroupOperationReply<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GroupOperationReply<'a> {
+  pub const VT_REQUEST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_VERDICT: ::flatbuffers::VOffsetT = 6;
+  pub const VT_COUNT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_PENDING: ::flatbuffers::VOffsetT = 10;
+  pub const VT_CANCELLED: ::flatbuffers::VOffsetT = 12;
+  pub const VT_OPERATIONS: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GroupOperationReply { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GroupOperationReplyArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GroupOperationReply<'bldr>> {
+    let mut builder = GroupOperationReplyBuilder::new(_fbb);
+    builder.add_cancelled(args.cancelled);
+    builder.add_pending(args.pending);
+    builder.add_count(args.count);
+    builder.add_request(args.request);
+    if let Some(x) = args.operations { builder.add_operations(x); }
+    builder.add_verdict(args.verdict);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn request(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperationReply::VT_REQUEST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn verdict(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(GroupOperationReply::VT_VERDICT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn count(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperationReply::VT_COUNT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn pending(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperationReply::VT_PENDING, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cancelled(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperationReply::VT_CANCELLED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn operations(&self) -> Option<::flatbuffers::Vector<'a, GroupEpoch>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, GroupEpoch>>>(GroupOperationReply::VT_OPERATIONS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GroupOperationReply<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("request", Self::VT_REQUEST, false)?
+     .visit_field::<u8>("verdict", Self::VT_VERDICT, false)?
+     .visit_field::<u64>("count", Self::VT_COUNT, false)?
+     .visit_field::<u64>("pending", Self::VT_PENDING, false)?
+     .visit_field::<u64>("cancelled", Self::VT_CANCELLED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, GroupEpoch>>>("operations", Self::VT_OPERATIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GroupOperationReplyArgs<'a> {
+    pub request: u64,
+    pub verdict: u8,
+    pub count: u64,
+    pub pending: u64,
+    pub cancelled: u64,
+    pub operations: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, GroupEpoch>>>,
+}
+impl<'a> Default for GroupOperationReplyArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GroupOperationReplyArgs {
+      request: 0,
+      verdict: 0,
+      count: 0,
+      pending: 0,
+      cancelled: 0,
+      operations: None,
+    }
+  }
+}
+
+pub struct GroupOperationReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupOperationReplyBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_request(&mut self, request: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperationReply::VT_REQUEST, request, 0);
+  }
+  #[inline]
+  pub fn add_verdict(&mut self, verdict: u8) {
+    self.fbb_.push_slot::<u8>(GroupOperationReply::VT_VERDICT, verdict, 0);
+  }
+  #[inline]
+  pub fn add_count(&mut self, count: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperationReply::VT_COUNT, count, 0);
+  }
+  #[inline]
+  pub fn add_pending(&mut self, pending: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperationReply::VT_PENDING, pending, 0);
+  }
+  #[inline]
+  pub fn add_cancelled(&mut self, cancelled: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperationReply::VT_CANCELLED, cancelled, 0);
+  }
+  #[inline]
+  pub fn add_operations(&mut self, operations: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , GroupEpoch>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GroupOperationReply::VT_OPERATIONS, operations);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupOperationReplyBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GroupOperationReplyBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GroupOperationReply<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GroupOperationReply<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GroupOperationReply");
+      ds.field("request", &self.request());
+      ds.field("verdict", &self.verdict());
+      ds.field("count", &self.count());
+      ds.field("pending", &self.pending());
+      ds.field("cancelled", &self.cancelled());
+      ds.field("operations", &self.operations());
       ds.finish()
   }
 }

@@ -275,6 +275,23 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
     let page = EventPage { events: vec![listed], token: token.to_bytes(), unread: 0, missing: Vec::new() };
     let unread = EventPage { unread: 23, ..EventPage::default() };
     let missing = EventPage { token: token.to_bytes(), missing: vec![ShardId(1)], ..EventPage::default() };
+    let operation = GroupOperation {
+        shard: ShardId(1),
+        topic: TopicId(3),
+        group: "account-7".to_owned(),
+        act: GroupAct::Cancel,
+        epoch: 1_800_000_000_123,
+    };
+    let group = GroupAnswer {
+        verdict: GroupVerdict::Cancelled,
+        count: 100_000_000,
+        pending: 0,
+        cancelled: 100_000_005,
+        operations: vec![
+            GroupEpoch { epoch: 3, taken: 9, left: 5 },
+            GroupEpoch { epoch: 1_800_000_000_123, taken: 100_000_000, left: 100_000_000 },
+        ],
+    };
     let answered = |answer| Frame::QueryReply { request: 7, answer };
     vec![
         ("20-get-event", Frame::Query { request: 7, query: Query::Event { event: IDS[0], peek: true } }),
@@ -290,6 +307,8 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         ("29-count-due", Frame::Query { request: 7, query: due }),
         ("30-count-due-reply", answered(QueryAnswer::Due(due_counts.to_vec()))),
         ("25-count-events-reply", answered(QueryAnswer::Count(counts))),
+        ("32-group-operation", Frame::Query { request: 7, query: Query::Group(operation) }),
+        ("33-group-operation-reply", answered(QueryAnswer::Group(group))),
     ]
 }
 

@@ -44,6 +44,7 @@ fn encoded_again(view: &EventView<'_>) -> Vec<u8> {
         data_schema: text(tag::DATA_SCHEMA),
         ordering_key: view.ordering_key(),
         ttl_ms: view.ttl_ms().unwrap_or(0),
+        group: text(tag::GROUP),
         extensions: &extensions,
         ..EventSpec::new(stated_due(view), text(tag::ID), view.data())
     };
@@ -93,6 +94,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("expiring", encoded(EventSpec { ttl_ms: 300_000, ordering_key: b"k", data: b"{}", ..minimal })),
+        ("grouped", encoded(EventSpec { group: "account-7", ttl_ms: 9, data: b"{}", ..minimal })),
         ("farthest-delay", encoded(EventSpec { due: Due::After(DELAY_MS_MAX), ..minimal })),
     ]
 }

@@ -1,6 +1,7 @@
 //! Log records: what parses can be walked to its end, and says the same after it was written again.
 
 use escapement_engine::far::RunId;
+use escapement_engine::groups::{Group, GroupId, Operation, Stretch};
 use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
     Forward, NameHashes, Record, RecordWriter, RunStatement, TaskProgress, published_events, records,
@@ -72,8 +73,8 @@ fn written(record: &Record<'_>) -> Vec<u8> {
         Record::NamesForgotten { topic, before } => writer.names_forgotten(topic, before),
         Record::NamesRun { run, footer_id } => writer.names_run(run, footer_id),
         Record::NamesRunEnded { run } => writer.names_run_ended(run),
-        Record::Relocated { topic, sequence, due, forward, ref progress, event } => {
-            writer.relocated(topic, sequence, due, forward, progress, event);
+        Record::Relocated { topic, sequence, due, forward, has_left, ref progress, event } => {
+            writer.relocated(topic, sequence, due, (forward, has_left), progress, event);
         }
         Record::Completed { subscription, outcome, last, sequences } => {
             let sequences: Vec<_> = sequences.iter().collect();
@@ -95,6 +96,14 @@ fn written(record: &Record<'_>) -> Vec<u8> {
         Record::Loaded { run, first_block, block_count } => writer.loaded(run, first_block, block_count),
         Record::CancelledInRun { run, events } => {
             writer.cancelled_in_run(run, events.with_topics());
+        }
+        Record::Group(ref group) => writer.group(group),
+        Record::GroupLeft { group, is_cancelled, sequences } => {
+            let sequences: Vec<_> = sequences.iter().collect();
+            writer.group_left(group, is_cancelled, &sequences);
+        }
+        Record::CancelledInRunOfGroup { run, key, topic, group } => {
+            writer.cancelled_in_run_of_group(run, key, topic, group);
         }
         Record::Rescheduled { sequence, due, forward } => writer.rescheduled(sequence, due, forward),
         Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event } => {
@@ -141,6 +150,7 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         sequence: Sequence(7),
         due: now,
         forward: Some(forward),
+        has_left: true,
         progress: progress.to_vec(),
         event: &event,
     };
@@ -181,7 +191,28 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let name = Name { hash, sequence: Sequence(41), schedule_time: now, accepted: now };
     RecordWriter::new(&mut names, &mut 0).names(TopicId(3), 5, Sequence(41), [name; 2].iter());
 
+    let (mut group_left, id) = (Vec::new(), GroupId([7, 8]));
+    RecordWriter::new(&mut group_left, &mut 0).group_left(id, true, &far_apart);
+    let group = Group {
+        topic: TopicId(3),
+        name: "account-7".into(),
+        stretches: [
+            Stretch { upto: Sequence(40), waiting: 3, epoch: 9 },
+            Stretch { upto: Sequence::MAX, waiting: 1, epoch: 0 },
+        ]
+        .into_iter()
+        .collect(),
+        operations: vec![
+            Operation { epoch: 9, decided: now, taken: 4, undone: None },
+            Operation { epoch: 10, decided: now, taken: 1, undone: Some(1) },
+        ],
+    };
+    let of_group = Record::CancelledInRunOfGroup { run, key, topic: TopicId(3), group: id };
+
     let mut seeds = vec![
+        ("group", written(&Record::Group(group))),
+        ("group-left", group_left),
+        ("cancelled-in-run-of-group", written(&of_group)),
         ("published", written(&published)),
         ("published-named", published_named),
         ("names", names),

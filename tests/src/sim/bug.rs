@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 
+use escapement_engine::groups::Group;
 use escapement_engine::record::{HEADER_SIZE_BYTES, Record, RecordWriter, records};
 use escapement_wal::Directory;
 use escapement_wal::memory::MemDisk;
@@ -84,6 +85,17 @@ pub enum Bug {
     RescheduleNotCopied,
     /// A rescheduled event is pushed as if it was due when its id says.
     RescheduledDueLost,
+    /// Operations on groups go to the shard after the one that they name.
+    OperationsAstray,
+    /// Recovery does not read that a group was cancelled.
+    GroupForgotten,
+    /// Recovery does not read that a group's cancellation was taken back.
+    UndoForgotten,
+}
+
+/// Whether the last that happened to a group's operations is that one was taken back.
+fn was_undone(group: &Group) -> bool {
+    group.operations.iter().any(|operation| operation.undone.is_some())
 }
 
 /// A block's records as recovery is shown them.
@@ -91,6 +103,8 @@ pub(super) fn altered_records(bug: Option<Bug>, block: &[u8]) -> Cow<'_, [u8]> {
     let is_altered = |record: &Record<'_>| match bug {
         Some(Bug::RescheduleForgotten) => matches!(record, Record::Rescheduled { .. }),
         Some(Bug::RescheduleNotCopied) => matches!(record, Record::Relocated { forward: Some(_), .. }),
+        Some(Bug::GroupForgotten) => matches!(record, Record::Group(group) if !was_undone(group)),
+        Some(Bug::UndoForgotten) => matches!(record, Record::Group(group) if was_undone(group)),
         _ => false,
     };
     if bug.is_none() || !records(block).flatten().any(|record| is_altered(&record)) {
@@ -102,14 +116,14 @@ pub(super) fn altered_records(bug: Option<Bug>, block: &[u8]) -> Cow<'_, [u8]> {
         let (whole, after) = rest.split_at(HEADER_SIZE_BYTES + body_size_bytes);
         rest = after;
         match record {
-            Record::Rescheduled { .. } if is_altered(&record) => {}
+            Record::Rescheduled { .. } | Record::Group(_) if is_altered(&record) => {}
             Record::Relocated { topic, sequence, forward: Some(forward), ref progress, event, .. }
                 if is_altered(&record) =>
             {
                 let due = forward.schedule_time;
                 let mut count = 0;
                 let mut writer = RecordWriter::new(&mut altered, &mut count);
-                writer.relocated(topic, sequence, due, None, progress, event);
+                writer.relocated(topic, sequence, due, (None, false), progress, event);
             }
             _ => altered.extend_from_slice(whole),
         }
@@ -157,6 +171,9 @@ impl Bug {
         Bug::RescheduleForgotten,
         Bug::RescheduleNotCopied,
         Bug::RescheduledDueLost,
+        Bug::OperationsAstray,
+        Bug::GroupForgotten,
+        Bug::UndoForgotten,
     ];
 
     /// The one with this name, as it is written here.

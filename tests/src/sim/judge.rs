@@ -6,10 +6,11 @@
 
 mod attempts;
 mod dues;
+mod groups;
 mod names;
 mod reading;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use escapement_loadgen::auditor::Place as LoadPlace;
 use escapement_loadgen::{Auditor, Pushed, Workload, WorkloadConfig};
@@ -21,6 +22,7 @@ use super::publisher::Sending;
 use attempts::{Attempts, Ended};
 use dues::Dues;
 pub(super) use dues::Sent;
+pub(super) use groups::Operated;
 
 /// Shorter than any attempt's deadline.
 const LATE_NS: u64 = 50_000_000;
@@ -69,6 +71,8 @@ struct Place {
     /// The last start that pushed it, and as due when.
     last_push: Option<(u32, u64)>,
     dues: Dues,
+    /// Operations on its group that certainly hold it.
+    held: BTreeSet<u64>,
     tasks: Vec<Task>,
 }
 
@@ -82,6 +86,11 @@ struct Published {
     ttl_ms: Option<u64>,
     topic: usize,
     answered: bool,
+    group: Option<usize>,
+    /// Operations on its group that may hold it, or have ended it.
+    holds: BTreeSet<u64>,
+    /// Whether there ever was one.
+    was_held: bool,
     /// Subscriptions that existed, acknowledged, before it was sent.
     owed: Vec<bool>,
 }
@@ -135,6 +144,10 @@ pub(super) struct Judge {
     missed_until_ms: u64,
     /// What the node's clock said in each turn of this start, and when, in ns.
     walls: Vec<(u64, u64)>,
+    /// Cancellations of groups that have no answer yet.
+    operations: Vec<Operated>,
+    /// Of all of them, those that somebody asked to take back.
+    taken_back: BTreeSet<u64>,
     pub(super) pushes: u64,
     breach: Option<String>,
 }
@@ -157,6 +170,8 @@ impl Judge {
             latest_wall_ms: 0,
             missed_until_ms: 0,
             walls: Vec::new(),
+            operations: Vec::new(),
+            taken_back: BTreeSet::new(),
             pushes: 0,
             breach: None,
             plan: plan.clone(),
@@ -219,9 +234,20 @@ impl Judge {
             .map(|(s, created)| s.topic == topic && *created);
         let ttl_ms = self.plan.ttl_ms(n);
         let ttl_ms = (ttl_ms > 0).then_some(ttl_ms);
-        let published =
-            Published { due_ms, least_ms: due_ms, ttl_ms, topic, answered: false, owed: owed.collect() };
+        let group = self.plan.group(n);
+        let published = Published {
+            due_ms,
+            least_ms: due_ms,
+            ttl_ms,
+            topic,
+            answered: false,
+            group,
+            holds: BTreeSet::new(),
+            was_held: false,
+            owed: owed.collect(),
+        };
         self.events.insert(n, published);
+        self.meets_operations(n);
     }
 
     pub(super) fn resent(&mut self, n: u64) {
@@ -323,6 +349,10 @@ impl Judge {
         let Some(place) = self.place(key, n) else { return };
         if place.cancel == Cancel::Cancelled {
             return self.breach(format!("event {n} at {key:?} was pushed after it was cancelled"));
+        }
+        if let Some(epoch) = place.held.first() {
+            let what = format!("event {n} at {key:?} was pushed after operation {epoch} on its group");
+            return self.breach(what);
         }
         self.judge_names(n);
         let Some(place) = self.places.get_mut(&key) else { return };
@@ -469,6 +499,8 @@ impl Judge {
         self.held.clear();
         self.walls.clear();
         self.fresh_done.clear();
+        // What was asked of an earlier start is carried out by none.
+        self.operations.clear();
     }
 
     /// The node reads a request to cancel.
@@ -514,6 +546,7 @@ impl Judge {
         let published = &self.events[&place.n];
         place.acked.is_some()
             && place.cancel == Cancel::No
+            && published.holds.is_empty()
             && !self.may_have_expired(place.n)
             && self.open_tasks(place, published).next().is_some()
     }

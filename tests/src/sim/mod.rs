@@ -6,7 +6,7 @@
 //!
 //! * [`plan`](self): what a seed's run consists of, drawn before it begins;
 //! * `world`, `node`, `net`: the environment, and the node in it, one incarnation after another;
-//! * `publisher`, `subscriber`, `control`, `reader`, `copier`: clients that speak frames;
+//! * `publisher`, `subscriber`, `control`, `reader`, `copier`, `grouper`: clients that speak frames;
 //! * `judge`: what was promised, what came, and whether that is the same.
 //!
 //! [`Tally`] keeps what many seeds came to. `docs/internals/simulation.md` says what is faulted and what is checked.
@@ -15,6 +15,7 @@ mod bug;
 mod clock;
 mod control;
 mod copier;
+mod grouper;
 mod judge;
 mod net;
 mod node;

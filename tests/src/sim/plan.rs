@@ -19,6 +19,9 @@ const QUIC_ONE_IN: u64 = 8;
 /// One in so many seeds takes snapshots.
 const SNAPSHOTS_ONE_IN: u64 = 7;
 
+/// Groups that events have.
+pub(super) const GROUP_NAMES: [&str; 2] = ["account-7", "account-8"];
+
 /// One subscriber's process.
 #[derive(Clone, Debug)]
 pub(super) struct SubscriberPlan {
@@ -75,6 +78,8 @@ pub(super) struct Plan {
     /// Whether somebody reads what is pending.
     pub(super) reads: bool,
     pub(super) reschedules: bool,
+    /// Whether events have groups, and somebody cancels these and takes that back.
+    pub(super) groups: bool,
     pub(super) memory_bytes_max: usize,
     /// How far ahead of their time events are kept in memory, in ms.
     pub(super) horizon_ms: u64,
@@ -122,6 +127,12 @@ impl Plan {
         if bursts { due_ms.next_multiple_of(self.burst_every_ms) } else { due_ms }
     }
 
+    /// The group of an event, by its number.
+    pub(super) fn group(&self, n: u64) -> Option<usize> {
+        let mut own = Rng::new(n ^ 0x6772_6f75_7073 ^ self.workload.config().seed.rotate_left(29));
+        (self.groups && !own.one_in(4)).then(|| own.below(GROUP_NAMES.len() as u64) as usize)
+    }
+
     pub(super) fn draw(seed: u64, rng: &mut Rng) -> Plan {
         let shards = pick(rng, &[1, 1, 2, 3, 4]);
         let cores = (1 + rng.below(3) as u16).min(shards);
@@ -136,6 +147,10 @@ impl Plan {
         let has_names = matches!(seed % 12, 2 | 4 | 5 | 8 | 11);
         // So much in one log that its oldest blocks are freed, and the names in them stated again.
         let is_crowded = has_names && (own_names.one_in(2) || seed % 24 == 5);
+        // In some of these with more than one shard, since an operation on a group is one for each.
+        let of_shards = seed % 13 == 7 && !is_crowded;
+        let groups = of_shards || seed % 13 == 11 || seed % 13 == 3 && has_bursts;
+        let shards = if of_shards { shards.max(2) } else { shards };
         let (shards, cores) = if is_crowded || has_bursts { (1, 1) } else { (shards, cores) };
         let config = WorkloadConfig {
             seed,
@@ -159,6 +174,13 @@ impl Plan {
             keys: pick(rng, &[0, 0, topics as u32, 3, 8]),
             topics: topics as u32,
             fail_permille: pick(rng, &[0, 0, 50, 300]),
+        };
+        // What is due at once is in no group for long.
+        let config = match config.delay {
+            DelayLaw::Fixed(_) | DelayLaw::Uniform(_, 60 | 300) if groups => {
+                WorkloadConfig { delay: DelayLaw::Uniform(20, 1_200), ..config }
+            }
+            _ => config,
         };
         let subscription_count = pick(rng, &[1, 1, 2, 3]).max(if has_bursts { topics } else { 0 });
         let mut subscriptions: Vec<SubscriptionPlan> = (0..subscription_count)
@@ -261,6 +283,7 @@ impl Plan {
             reads: seed % 3 == 2,
             // Without a number of those that the rest is drawn from.
             reschedules: matches!(seed % 11, 0 | 2 | 5 | 8),
+            groups,
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
             horizon_ms,
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),

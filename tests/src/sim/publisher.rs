@@ -9,7 +9,7 @@ use escapement_protocol::{ErrorCode, EventSpec, EventView, WallMs};
 
 use super::control::{Received, hello};
 use super::net::connection_of;
-use super::plan::DAY_MS;
+use super::plan::{DAY_MS, GROUP_NAMES};
 use super::world::{Who, World};
 
 /// Most events without an answer.
@@ -43,13 +43,14 @@ impl Publisher {
     }
 }
 
-/// The same event with a ttl.
-fn with_ttl(event: &[u8], ttl_ms: u64, out: &mut Vec<u8>) {
+/// The same event with a ttl and a group, where it has them.
+fn with_attributes(event: &[u8], ttl_ms: u64, group: Option<usize>, out: &mut Vec<u8>) {
     let (view, _) = EventView::parse(event).expect("the plan's events are events");
     let due = view.stated_time().expect("the plan's events state a due time");
     let id = std::str::from_utf8(view.id()).expect("ids are text");
     let spec = EventSpec {
         ttl_ms,
+        group: group.map_or("", |group| GROUP_NAMES[group]),
         ordering_key: view.ordering_key(),
         ..EventSpec::new(Due::At(due), id, view.data())
     };
@@ -133,9 +134,9 @@ impl World {
                 let is_other = *again && self.plan.dedup_windows_ms[topic as usize] == DAY_MS;
                 let due_ms = self.judge.due_ms(*n) + if is_other { 777 } else { 0 };
                 let event = template.event(*n, WallMs(due_ms));
-                match self.plan.ttl_ms(*n) {
-                    0 => events.extend_from_slice(event),
-                    ttl_ms => with_ttl(event, ttl_ms, &mut events),
+                match (self.plan.ttl_ms(*n), self.plan.group(*n)) {
+                    (0, None) => events.extend_from_slice(event),
+                    (ttl_ms, group) => with_attributes(event, ttl_ms, group, &mut events),
                 }
             }
             let first_item = publisher.first_item + publisher.sent as u64;

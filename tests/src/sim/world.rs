@@ -9,6 +9,7 @@ use escapement_wal::memory::{Faults, Rng};
 use super::clock::Clocks;
 use super::control::{Admin, Canceller};
 use super::copier::Copier;
+use super::grouper::Grouper;
 use super::judge::Judge;
 use super::net::{Mark, Net, connection_of, stream_of};
 use super::node::{Crash, Node};
@@ -40,6 +41,7 @@ pub(super) enum Who {
     Reader,
     Copier,
     Rescheduler,
+    Grouper,
 }
 
 /// Something that happens at a moment.
@@ -168,6 +170,7 @@ pub(super) struct World {
     pub(super) reader: Reader,
     pub(super) copier: Copier,
     pub(super) rescheduler: Rescheduler,
+    pub(super) grouper: Grouper,
     /// Events handed to publishers so far.
     pub(super) handed_out: u64,
     /// Points until the next crash.
@@ -199,6 +202,7 @@ impl World {
             reader: Reader::new(seed),
             copier: Copier::new(seed),
             rescheduler: Rescheduler::new(seed),
+            grouper: Grouper::new(seed),
             crashes_left: plan.crashes,
             plan,
             rng,
@@ -242,6 +246,9 @@ impl World {
         }
         if self.plan.reschedules {
             self.wake(Who::Rescheduler, 10);
+        }
+        if self.plan.groups {
+            self.wake(Who::Grouper, 10);
         }
         self.queue.push(self.now_ns + 5 * NS_PER_MS, Happening::Fault);
     }
@@ -397,6 +404,7 @@ impl World {
             Happening::Wake(Who::Reader) => self.reader_wakes(),
             Happening::Wake(Who::Copier) => self.copier_wakes(),
             Happening::Wake(Who::Rescheduler) => self.rescheduler_wakes(),
+            Happening::Wake(Who::Grouper) => self.grouper_wakes(),
             Happening::ResultDue { subscriber, epoch, tag } => self.result_due(subscriber, epoch, tag),
             Happening::Boot => self.boot(),
             Happening::Restart { incarnation } => {
@@ -562,6 +570,7 @@ impl World {
             Who::Reader => self.reader_frame(stream, incarnation, frame),
             Who::Copier => self.copier_frame(stream, frame),
             Who::Rescheduler => self.rescheduler_frame(stream, incarnation, &frame),
+            Who::Grouper => self.grouper_frame(stream, frame),
         }
     }
 
@@ -581,6 +590,7 @@ impl World {
             Who::Reader => self.reader.cut(connection),
             Who::Copier => self.copier.cut(connection),
             Who::Rescheduler => self.rescheduler.cut(connection),
+            Who::Grouper => self.grouper.cut(connection),
         }
     }
 

@@ -144,6 +144,9 @@ impl Shard {
                 if run.ended.contains_key(&entry.key) || !page.wants(sequence, entry.topic, due) {
                     continue;
                 }
+                if self.durable.is_cancelled_with_group(entry.topic, sequence, entry.event) {
+                    continue;
+                }
                 let forwarded = footer.forwarded(sequence);
                 let candidate = Candidate {
                     sequence,

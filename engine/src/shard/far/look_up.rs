@@ -9,6 +9,7 @@ use super::{Purpose, Shard};
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
 use crate::far::format::RunBlock;
 use crate::far::{Key, RunError, RunId, RunOp};
+use crate::groups::GroupId;
 use crate::shard::query::Known;
 use crate::shard::reschedule::Source;
 
@@ -41,6 +42,10 @@ pub(in crate::shard) struct LookUp {
 struct Found {
     topic: TopicId,
     size_bytes: u32,
+    /// The group that it waits in.
+    group: Option<GroupId>,
+    /// Whether it is cancelled with that, durably.
+    is_cancelled: bool,
     /// Where they are wanted.
     bytes: Option<Vec<u8>>,
 }
@@ -84,11 +89,15 @@ impl Shard {
         ticket: Ticket,
         run: RunId,
         (key, topic): (Key, TopicId),
+        group: Option<GroupId>,
         out: &mut Effects,
     ) {
         // The first request's record may be on its way: this answer waits for it too.
         if self.volatile.far.cancelled.insert(key.1, run).is_none() {
-            out.log().cancelled_in_run(run, [(key, topic)].into_iter());
+            match group {
+                Some(group) => self.log_cancelled_in_run_of_group(run, (key, topic), group, out),
+                None => out.log().cancelled_in_run(run, [(key, topic)].into_iter()),
+            }
             self.volatile.ended_counts.add(SubscriptionId(0), Outcome::Cancelled, 1);
         }
         out.reply_on_commit(ticket, ReplyBody::Cancelled(CancelVerdict::Cancelled));
@@ -152,7 +161,7 @@ impl Shard {
         }
         match self.find_in_block(key, aim, (run, block), result) {
             Ok(Some(found)) => match aim {
-                Aim::Cancel => self.log_cancelled(ticket, run, (key, found.topic), out),
+                Aim::Cancel => self.log_cancelled(ticket, run, (key, found.topic), found.group, out),
                 Aim::Reschedule { .. } if self.volatile.far.is_cancelled(key.1) => {
                     out.reply_on_commit(ticket, aim.after_cancel());
                 }
@@ -162,8 +171,9 @@ impl Shard {
                     let source = Source::Run { run, topic: found.topic, event: event_bytes };
                     self.reschedule_held(ticket, (event.sequence, held, source), due, expected, out);
                 }
+                Aim::Get { .. } if found.is_cancelled => out.reply(ticket, aim.not_found()),
                 Aim::Get { .. } => {
-                    let Found { topic, size_bytes, bytes } = found;
+                    let Found { topic, size_bytes, bytes, .. } = found;
                     let place = EventPlace::Run;
                     let known = Known { due: key.0, topic, size_bytes, place, tasks: &[] };
                     let answer = self.detail(event, known, bytes);
@@ -194,6 +204,8 @@ impl Shard {
         Ok(entry.map(|entry| Found {
             topic: entry.topic,
             size_bytes: entry.event.len() as u32,
+            group: self.group_of_event(entry.topic, key.1, entry.event),
+            is_cancelled: self.durable.is_cancelled_with_group(entry.topic, key.1, entry.event),
             bytes: aim.wants_bytes().then(|| entry.event.to_vec()),
         }))
     }

@@ -1,9 +1,15 @@
 //! What there is to say of a record.
 
+use escapement_engine::groups::GroupId;
 use escapement_engine::record::{Record, RunStatement};
 use serde_json::{Value, json};
 
 use crate::cli::moment::rfc3339;
+
+/// What stands for a group where its name is not said.
+fn group_name(GroupId([low, high]): GroupId) -> String {
+    format!("{high:016x}{low:016x}")
+}
 
 /// A record's name, and what there is to say of it.
 pub(super) fn describe(record: &Record<'_>) -> (&'static str, Value) {
@@ -15,10 +21,10 @@ pub(super) fn describe(record: &Record<'_>) -> (&'static str, Value) {
                 "accepted": rfc3339(*accepted), "names": names.count(), "bytes": events.len(),
             }),
         ),
-        Record::Relocated { topic, sequence, due, forward, progress, event } => (
+        Record::Relocated { topic, sequence, due, forward, has_left, progress, event } => (
             "relocated",
             json!({
-                "topic": topic.0, "sequence": sequence.0, "due": rfc3339(*due), "tasks": progress.len(),
+                "topic": topic.0, "sequence": sequence.0, "due": rfc3339(*due), "tasks": progress.len(), "left_group": has_left,
                 "version": forward.map_or(0, |forward| forward.version), "bytes": event.len(),
             }),
         ),
@@ -71,6 +77,30 @@ pub(super) fn describe(record: &Record<'_>) -> (&'static str, Value) {
             ("names_run", json!({ "run": run.0, "footer_id": format!("{footer_id:016x}") }))
         }
         Record::NamesRunEnded { run } => ("names_run_ended", json!({ "run": run.0 })),
+        Record::Group(group) => (
+            "group",
+            json!({
+                "topic": group.topic.0, "group": group.name,
+                "waiting": group.stretches.iter().map(|stretch| stretch.waiting).sum::<u64>(),
+                "cancelled_by": group.stretches.iter().filter(|stretch| stretch.epoch != 0)
+                    .map(|stretch| json!({ "epoch": stretch.epoch, "events": stretch.waiting }))
+                    .collect::<Vec<_>>(),
+                "operations": group.operations.iter().map(|operation| operation.epoch).collect::<Vec<_>>(),
+            }),
+        ),
+        Record::GroupLeft { group, is_cancelled, sequences } => (
+            "group_left",
+            json!({
+                "group": group_name(*group), "cancelled": is_cancelled,
+                "sequences": sequences.iter().map(|sequence| sequence.0).collect::<Vec<_>>(),
+            }),
+        ),
+        Record::CancelledInRunOfGroup { run, key, topic, group } => (
+            "cancelled_in_run_of_group",
+            json!({
+                "run": run.0, "sequence": key.1.0, "topic": topic.0, "group": group_name(*group),
+            }),
+        ),
         Record::Mark { next_sequence } => ("mark", json!({ "next_sequence": next_sequence.0 })),
         Record::Run(RunStatement { run, closed, moved, loaded, footer_id, as_of, size_bytes }) => (
             "run",

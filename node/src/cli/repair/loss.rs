@@ -56,6 +56,8 @@ pub(super) struct LostBlocks {
     again: BTreeMap<Sequence, Concerned>,
     /// Rescheduled there: they are due as they were before.
     as_before: BTreeMap<Sequence, Concerned>,
+    /// Groups with operations there: these are taken back.
+    groups: BTreeSet<String>,
     /// Topics and subscriptions created there.
     objects: Vec<String>,
     topics: BTreeMap<TopicId, String>,
@@ -107,6 +109,7 @@ pub(super) fn assess(dir: &Path, identity: LogIdentity) -> Assessed {
                 given_up: BTreeMap::new(),
                 again: BTreeMap::new(),
                 as_before: BTreeMap::new(),
+                groups: BTreeSet::new(),
                 objects: Vec::new(),
                 topics: BTreeMap::new(),
                 kept_count: shard.stats().pending,
@@ -219,16 +222,21 @@ impl LostBlocks {
                 self.as_before.insert(*sequence, event);
             }
             Record::Completed { sequences, last, .. } => {
-                for sequence in sequences.iter() {
-                    let was_there = self.given_up.contains_key(&sequence);
-                    if was_there && *last {
-                        self.given_up.remove(&sequence);
-                    } else if let Some(event) = self.as_before.remove(&sequence) {
-                        self.again.insert(sequence, event);
-                    } else if !was_there {
-                        self.comes_again(sequence, shard);
-                    }
-                }
+                sequences.iter().for_each(|sequence| self.ends(sequence, *last, shard));
+            }
+            Record::GroupLeft { is_cancelled: true, sequences, .. } => {
+                sequences.iter().for_each(|sequence| self.ends(sequence, true, shard));
+            }
+            Record::Group(group)
+                if group.operations != shard.operations_on_group(group.topic, &group.name) =>
+            {
+                let number = || format!("number {}", group.topic.0);
+                let topic = self.topics.get(&group.topic).cloned().unwrap_or_else(number);
+                self.groups.insert(format!("{} of topic {topic}", group.name));
+            }
+            Record::CancelledInRunOfGroup { key: (due, sequence), .. } => {
+                let again = Concerned { topic: None, due: Some(*due), id: String::new() };
+                self.again.insert(*sequence, again);
             }
             Record::CancelledInRun { events, .. } => {
                 // What was rescheduled out of a run is said again with what was cancelled there.
@@ -248,6 +256,18 @@ impl LostBlocks {
             }
             // What they say stays true, or is found out again by the next start.
             _ => {}
+        }
+    }
+
+    /// A task of an event ended there, or the event with its `last` one.
+    fn ends(&mut self, sequence: Sequence, last: bool, shard: &Shard) {
+        let was_there = self.given_up.contains_key(&sequence);
+        if was_there && last {
+            self.given_up.remove(&sequence);
+        } else if let Some(event) = self.as_before.remove(&sequence) {
+            self.again.insert(sequence, event);
+        } else if !was_there {
+            self.comes_again(sequence, shard);
         }
     }
 
@@ -275,17 +295,21 @@ impl LostBlocks {
                 ("events_given_up", json!(given_up)),
                 ("events_again", json!(again)),
                 ("events_due_as_before", json!(as_before)),
+                ("groups_as_before", json!(self.groups)),
                 ("objects", json!(self.objects)),
                 ("pending_kept_in_log", json!(kept_count)),
             ];
             object(facts.into_iter()).to_string()
         } else {
             let verb = if is_accepted { "gives up" } else { "would give up" };
-            let objects = if self.objects.is_empty() { "none".to_owned() } else { self.objects.join(", ") };
+            let listed =
+                |names: Vec<&str>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            let objects = listed(self.objects.iter().map(String::as_str).collect());
+            let groups = listed(self.groups.iter().map(String::as_str).collect());
             format!(
                 "shard {} {verb} blocks {first} to {last}, of which {unreadable_count} cannot be read and hold what nobody knows: \
                  with {record_count} readable records, {given_up} events are lost, {again} come again, {as_before} are due as before \
-                 they were rescheduled; topics and subscriptions lost: {objects}; {kept_count} pending events stay in the log, and all runs; token {token:016x}",
+                 they were rescheduled; groups of which operations are lost: {groups}; topics and subscriptions lost: {objects}; {kept_count} pending events stay in the log, and all runs; token {token:016x}",
                 self.shard.0
             )
         };

@@ -199,6 +199,10 @@ impl Judge {
     /// When an event is due as far as the order within its key goes, and since when the node certainly knows it.
     pub(super) fn order_of(&self, key: Key, due_ms: u64) -> (u64, Option<(u32, u64)>) {
         let place = &self.places[&key];
+        if self.events[&place.n].was_held {
+            // Since when it can be delivered, an operation on its group may have decided.
+            return (due_ms, None);
+        }
         if place.dues.is_untouched() {
             return (self.events[&place.n].due_ms.max(place.accepted_ms), place.acked);
         }

@@ -15,7 +15,7 @@ impl Judge {
 
     /// Whether an event's cancellation was acknowledged.
     pub(in crate::sim) fn is_cancelled(&self, event: EventId) -> bool {
-        self.place_of(event).is_some_and(|place| place.cancel == Cancel::Cancelled)
+        self.place_of(event).is_some_and(|place| place.cancel == Cancel::Cancelled || !place.held.is_empty())
     }
 
     /// Index of an event's topic.
@@ -179,7 +179,7 @@ impl Judge {
         let is_another = detail.bytes.as_deref().map(number).is_some_and(|of| of != Some(n));
         let wrong = if asked.is_made_up {
             "nobody was given that id"
-        } else if asked.was_cancelled {
+        } else if asked.was_cancelled && self.is_cancelled(event) {
             "it was cancelled before"
         } else if info.id != event || topic.is_some_and(|topic| topic != info.topic) || is_another {
             "it is another event"
