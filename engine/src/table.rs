@@ -62,6 +62,27 @@ struct Leaf {
     pages: [Option<Box<Page>>; LEAF_LEN],
 }
 
+/// Looks entries up, and keeps the page that it found last.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    table: &'a EventTable,
+    /// No page's before the first look-up.
+    number: u64,
+    page: Option<&'a Page>,
+}
+
+impl<'a> Reader<'a> {
+    /// The entry of `sequence`.
+    #[inline]
+    pub(crate) fn get(&mut self, sequence: Sequence) -> Option<&'a Entry> {
+        let (number, at) = split(sequence);
+        if number != self.number {
+            (self.number, self.page) = (number, self.table.page(number));
+        }
+        self.page?.entry(at)
+    }
+}
+
 /// Pending events by sequence. Lookup, insert and remove take constant time where sequences are dense, and time
 /// logarithmic in the number of pages elsewhere.
 #[derive(Debug, Default)]
@@ -137,6 +158,11 @@ impl EventTable {
     pub(crate) fn get(&self, sequence: Sequence) -> Option<&Entry> {
         let (number, at) = split(sequence);
         self.page(number)?.entry(at)
+    }
+
+    /// For look-ups of which most are near the one before.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader { table: self, number: u64::MAX, page: None }
     }
 
     /// Reads a little of each entry, so that the cache misses of a batch overlap instead of following one another.

@@ -118,22 +118,29 @@ impl Chunks {
         &self.pages[slot.oldest as usize / PAGE_ENTRIES].entries[at..at + count]
     }
 
+    /// What is left of a slot without the first `count` of what [`Chunks::oldest`] answers.
+    #[inline]
+    fn after_oldest(&self, slot: Slot, count: usize) -> Slot {
+        let oldest = slot.oldest + count as u32;
+        if oldest == slot.end {
+            return Slot::default();
+        }
+        if !oldest.is_multiple_of(CHUNK_ENTRIES as u32) {
+            return Slot { oldest, ..slot };
+        }
+        let at = slot.oldest as usize / CHUNK_ENTRIES;
+        let newer = self.pages[at / PAGE_CHUNKS].next[at % PAGE_CHUNKS];
+        Slot { oldest: newer * CHUNK_ENTRIES as u32, chunks: slot.chunks - 1, ..slot }
+    }
+
     /// Removes the first `count` of what [`Chunks::oldest`] answers.
     #[inline]
     fn drop_oldest(&mut self, slot: &mut Slot, count: usize) {
         let chunk = slot.oldest / CHUNK_ENTRIES as u32;
-        slot.oldest += count as u32;
-        let is_empty = slot.oldest == slot.end;
-        if is_empty || slot.oldest.is_multiple_of(CHUNK_ENTRIES as u32) {
-            let free = self.free;
-            let newer = std::mem::replace(self.next_of(chunk), free);
-            self.free = chunk;
-            if is_empty {
-                *slot = Slot::default();
-            } else {
-                slot.oldest = newer * CHUNK_ENTRIES as u32;
-                slot.chunks -= 1;
-            }
+        *slot = self.after_oldest(*slot, count);
+        if slot.is_empty() || slot.oldest / CHUNK_ENTRIES as u32 != chunk {
+            let free = std::mem::replace(&mut self.free, chunk);
+            *self.next_of(chunk) = free;
         }
     }
 
@@ -156,14 +163,29 @@ impl Chunks {
         into
     }
 
-    /// Empties a slot, and hands its entries over in the order of their insertion.
+    /// Whether each entry of a slot is larger than the one that was inserted before it, and the first larger than `last`.
+    pub(super) fn is_ascending(&self, slot: Slot, mut last: Option<u64>) -> bool {
+        let mut rest = slot;
+        while !rest.is_empty() {
+            let entries = self.oldest(rest);
+            if !entries.is_sorted_by(|a, b| a < b) || last.is_some_and(|last| last >= entries[0]) {
+                return false;
+            }
+            last = entries.last().copied();
+            rest = self.after_oldest(rest, entries.len());
+        }
+        true
+    }
+
+    /// Moves a slot's oldest entries to the end of `into`, in the order of their insertion: all of them, or about as many as
+    /// `most` where there are more.
     #[inline]
-    pub(super) fn drain(&mut self, slot: &mut Slot, mut over: impl FnMut(&[u64])) {
-        while !slot.is_empty() {
+    pub(super) fn drain(&mut self, slot: &mut Slot, most: usize, into: &mut Vec<u64>) {
+        let most = most.saturating_add(into.len());
+        while !slot.is_empty() && into.len() < most {
             let entries = self.oldest(*slot);
-            let count = entries.len();
-            over(entries);
-            self.drop_oldest(slot, count);
+            into.extend_from_slice(entries);
+            self.drop_oldest(slot, entries.len());
         }
     }
 
@@ -219,7 +241,9 @@ mod tests {
             }
             for (slot, model) in slots.iter_mut().zip(models) {
                 let mut drained = Vec::new();
-                chunks.drain(slot, |entries| drained.extend_from_slice(entries));
+                chunks.drain(slot, 300, &mut drained);
+                prop_assert!(slot.is_empty() || (300..300 + CHUNK_ENTRIES).contains(&drained.len()));
+                chunks.drain(slot, usize::MAX, &mut drained);
                 prop_assert!(drained.into_iter().eq(model));
                 prop_assert!(slot.is_empty());
             }
@@ -236,9 +260,29 @@ mod tests {
             for entry in 0..PAGE_ENTRIES as u64 {
                 chunks.push(&mut slot, entry);
             }
-            let mut count = 0;
-            chunks.drain(&mut slot, |entries| count += entries.len());
-            assert_eq!((count, chunks.pages.len()), (PAGE_ENTRIES, 1), "round {round}");
+            let mut drained = Vec::new();
+            chunks.drain(&mut slot, usize::MAX, &mut drained);
+            assert_eq!((drained.len(), chunks.pages.len()), (PAGE_ENTRIES, 1), "round {round}");
+        }
+    }
+
+    #[test]
+    fn entries_ascend_within_chunks_and_from_one_to_the_next() {
+        let (count, at_border) = (3 * CHUNK_ENTRIES as u64, CHUNK_ENTRIES as u64);
+        let is_ascending = |smaller: Option<u64>| {
+            let (mut chunks, mut slot) = (Chunks::default(), Slot::default());
+            for entry in 0..count {
+                let is_smaller = smaller == Some(entry);
+                chunks.push(&mut slot, if is_smaller { entry - 1 } else { entry });
+            }
+            let ascend = chunks.is_ascending(slot, None);
+            assert!(!chunks.is_ascending(slot, Some(0)), "0 is the first");
+            assert_eq!(slot.len() as u64, count, "it is looked at only");
+            ascend
+        };
+        assert!(is_ascending(None));
+        for smaller in [1, at_border - 1, at_border, at_border + 1, count - 1] {
+            assert!(!is_ascending(Some(smaller)), "{smaller}");
         }
     }
 }

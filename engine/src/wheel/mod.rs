@@ -28,7 +28,7 @@ mod ticks;
 
 use std::fmt;
 
-use chunks::{BATCH_ENTRIES, Chunks};
+use chunks::{BATCH_ENTRIES, Chunks, Slot};
 use level::{LEVELS, Level, shift};
 use sweep::Sweep;
 use ticks::Ticks;
@@ -69,6 +69,9 @@ const SPREAD_MIN: u64 = BATCH_ENTRIES as u64;
 
 /// Entries of the run kept allocated between calls, and of the late ones.
 const RUN_KEPT: usize = 1 << 16;
+
+/// Keys of one tick that come to the run together, about, where there are many more and they ascend.
+const RUN_PART: usize = if cfg!(test) { 50 } else { RUN_KEPT / 2 };
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
@@ -121,6 +124,8 @@ pub struct Wheel {
     /// Keys of the tick before the cursor, ascending, from `run_head` on.
     run: Vec<u64>,
     run_head: usize,
+    /// Those after the run, ascending, where a tick has very many: the run would take fresh memory for all of them.
+    run_more: Slot,
     /// What is due before the run, in order, from `late_head` on.
     late: Vec<Due>,
     late_head: usize,
@@ -157,6 +162,7 @@ impl Wheel {
             cursor: now.0,
             run: Vec::new(),
             run_head: 0,
+            run_more: Slot::default(),
             late: Vec::new(),
             late_head: 0,
             fresh: Vec::new(),
@@ -235,6 +241,13 @@ impl Wheel {
             }
             clear(&mut self.late, &mut self.late_head);
             clear(&mut self.run, &mut self.run_head);
+            self.fill_run(RUN_PART);
+            if !self.run.is_empty() {
+                if left.is_spent() {
+                    return true;
+                }
+                continue;
+            }
             if left.is_spent() {
                 return self.next_due().is_some_and(|next| next.0 <= to);
             }
@@ -331,10 +344,10 @@ impl Wheel {
         starts.chain(self.ticks.first_occupied(self.cursor)).min().map(|start| start.max(self.cursor))
     }
 
-    /// Moves the keys of one tick into the run, which is empty.
+    /// Moves the keys of one tick into the run, which is empty and the whole of it.
     fn take_tick(&mut self, tick: u64) {
-        let Wheel { ticks, chunks, run, .. } = self;
-        ticks.take(tick, chunks, run);
+        let Wheel { ticks, chunks, run, run_more, .. } = self;
+        *run_more = ticks.take(tick, RUN_PART, chunks, run);
         self.stored -= run.len();
         // Slots are queues, so keys that were inserted ascending mostly are so here.
         if !run.is_sorted_by(|a, b| a < b) {
@@ -344,12 +357,21 @@ impl Wheel {
         }
     }
 
+    /// Lengthens the run by up to about `most` keys of its tick.
+    fn fill_run(&mut self, most: usize) {
+        let Wheel { chunks, run, run_more, .. } = self;
+        let before = run.len();
+        chunks.drain(run_more, most, run);
+        self.stored -= run.len() - before;
+    }
+
     /// Merges late insertions with what is due. What is there already is moved only from the first
     /// place where one belongs, so that a large backlog is not sorted again at each call.
     fn merge_fresh(&mut self) {
         if self.fresh.is_empty() {
             return;
         }
+        self.fill_run(usize::MAX);
         self.fresh.sort_unstable();
         self.fresh.dedup();
         let Wheel { late, late_head, run, run_head, fresh, cursor, .. } = self;

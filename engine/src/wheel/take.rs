@@ -1,6 +1,6 @@
 //! Emptying the wheel of what is due, many keys at a time.
 
-use super::{Due, Left, Tick, Wheel};
+use super::{Due, Left, RUN_PART, Tick, Wheel};
 
 impl Wheel {
     /// Moves the time forward to `to` as [`Wheel::advance`] does, but hands over what is due as it lies, at most `most` keys
@@ -15,7 +15,10 @@ impl Wheel {
     ) -> bool {
         let to = to.min(Tick::MAX).0;
         let mut due_of = |key| due_of(key).map(|tick| tick.0);
-        // One that was rescheduled to when it was due before may be in the run still.
+        // One that was rescheduled to when it was due before may be in the run still, or behind it.
+        if self.fresh.iter().any(|due| due.tick + 1 == self.cursor) {
+            self.fill_run(usize::MAX);
+        }
         let (run, late) = (&self.run[self.run_head..], &self.late[self.late_head..]);
         let run_tick = self.cursor.saturating_sub(1);
         let is_in_run = |due: &Due| due.tick == run_tick && run.binary_search(&due.key).is_ok();
@@ -34,7 +37,12 @@ impl Wheel {
             }
             super::clear(&mut self.late, &mut self.late_head);
             super::clear(&mut self.run, &mut self.run_head);
-            if !self.fresh.is_empty() {
+            self.fill_run(RUN_PART);
+            if !self.run.is_empty() {
+                if left.is_spent() {
+                    break true;
+                }
+            } else if !self.fresh.is_empty() {
                 // Cheap only now: with what is late, it would be merged.
                 self.merge_fresh();
             } else if left.is_spent() {

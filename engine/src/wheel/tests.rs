@@ -353,3 +353,31 @@ fn what_is_taken_many_at_a_time_is_what_would_be_yielded_each_once_and_in_the_or
     assert_eq!(taken, expected.into_iter().collect::<Vec<_>>());
     assert!(wheel.is_empty());
 }
+
+#[test]
+fn a_tick_of_very_many_keys_is_yielded_in_parts_each_key_once_also_one_that_came_back() {
+    for by_advance in [true, false] {
+        let mut wheel = Wheel::new(Tick(0));
+        (1..=10_000).for_each(|key| wheel.insert(Tick(300), key));
+        let mut yielded = Vec::new();
+        let due_of = |_| Some(Tick(300));
+        let take = |wheel: &mut Wheel, most, yielded: &mut Vec<u64>| {
+            if by_advance {
+                return wheel.advance(Tick(300), most, due_of, yielded);
+            }
+            wheel.take_due(Tick(300), most, due_of, |_, keys| yielded.extend(keys))
+        };
+        assert!(take(&mut wheel, 700, &mut yielded));
+        assert!(wheel.run.len() < 1_000, "the rest is where it was: {}", wheel.run.len());
+        assert_eq!((wheel.len(), wheel.next_due()), (9_300, Some(Tick(300))));
+        // Rescheduled away and back: it is due once.
+        wheel.insert(Tick(300), 9_999);
+        let mut calls = 0;
+        while take(&mut wheel, 700, &mut yielded) {
+            calls += 1;
+            assert!(calls < 100, "each yields something");
+        }
+        assert!(yielded.iter().copied().eq(1..=10_000), "{} keys", yielded.len());
+        assert!(wheel.is_empty() && wheel.next_due().is_none());
+    }
+}

@@ -52,17 +52,23 @@ impl Ticks {
         }
     }
 
-    /// Empties a tick into `into`, in the order of insertion.
-    pub(super) fn take(&mut self, tick: u64, chunks: &mut Chunks, into: &mut Vec<u64>) {
+    /// Empties a tick into `into`, in the order of insertion. Where it has more than `most` keys and they ascend, what
+    /// follows about as many is handed over in its chunks.
+    pub(super) fn take(&mut self, tick: u64, most: usize, chunks: &mut Chunks, into: &mut Vec<u64>) -> Slot {
         let index = tick as usize % TICKS;
         let slot = &mut self.ticks[index];
-        into.extend_from_slice(&self.keys[index][..slot.count as usize]);
+        let direct = &self.keys[index][..slot.count as usize];
+        into.extend_from_slice(direct);
         slot.count = 0;
         self.occupied.unmark(index);
-        if !slot.more.is_empty() {
-            into.reserve(slot.more.len());
-            chunks.drain(&mut slot.more, |keys| into.extend_from_slice(keys));
-        }
+        let mut more = std::mem::take(&mut slot.more);
+        let count = more.len();
+        let is_ascending =
+            || direct.is_sorted_by(|a, b| a < b) && chunks.is_ascending(more, direct.last().copied());
+        let most = if count > most && is_ascending() { most } else { count };
+        into.reserve(most);
+        chunks.drain(&mut more, most, into);
+        more
     }
 
     /// The first tick with keys, from this one once around the ring.
@@ -89,12 +95,29 @@ mod tests {
             }
             assert_eq!(ticks.first_occupied(511), Some(511));
             let mut keys = Vec::new();
-            ticks.take(511, &mut chunks, &mut keys);
+            assert!(ticks.take(511, 100, &mut chunks, &mut keys).is_empty());
             assert!(keys.iter().copied().eq((0..count).rev()), "{count} keys, {keys:?}");
             assert_eq!(ticks.first_occupied(511), Some(512));
-            ticks.take(512, &mut chunks, &mut keys);
+            assert!(ticks.take(512, 100, &mut chunks, &mut keys).is_empty());
             assert_eq!((keys.len() as u64, keys[count as usize]), (2 * count, 5_000 + count - 1));
             assert_eq!(ticks.first_occupied(511), None);
+        }
+    }
+
+    #[test]
+    fn of_many_keys_that_ascend_a_part_stays_in_its_chunks() {
+        let (mut ticks, mut chunks) = (Ticks::new(), Chunks::default());
+        (0..5_000).for_each(|key| ticks.push(7, key, &mut chunks));
+        let mut keys = Vec::new();
+        let mut more = ticks.take(7, 1_000, &mut chunks, &mut keys);
+        assert!((1_000..1_500).contains(&keys.len()), "{}", keys.len());
+        assert_eq!(keys.len() + more.len(), 5_000);
+        chunks.drain(&mut more, usize::MAX, &mut keys);
+        assert!(keys.into_iter().eq(0..5_000));
+        // The owner sorts what is smaller than one before, wherever that is.
+        for smaller in [1, DIRECT_KEYS as u64, 4_999] {
+            (1..=5_000).for_each(|key| ticks.push(7, if key == smaller + 1 { 0 } else { key }, &mut chunks));
+            assert!(ticks.take(7, 1_000, &mut chunks, &mut Vec::new()).is_empty(), "{smaller}");
         }
     }
 }
