@@ -109,7 +109,7 @@ impl Chunks {
     /// A slot's oldest entries, as many as one chunk gives, in the order of their insertion. None where the
     /// slot is empty.
     #[inline]
-    fn oldest(&self, slot: Slot) -> &[u64] {
+    pub(super) fn oldest(&self, slot: Slot) -> &[u64] {
         if slot.is_empty() {
             return &[];
         }
@@ -120,7 +120,7 @@ impl Chunks {
 
     /// What is left of a slot without the first `count` of what [`Chunks::oldest`] answers.
     #[inline]
-    fn after_oldest(&self, slot: Slot, count: usize) -> Slot {
+    pub(super) fn after_oldest(&self, slot: Slot, count: usize) -> Slot {
         let oldest = slot.oldest + count as u32;
         if oldest == slot.end {
             return Slot::default();
@@ -163,26 +163,19 @@ impl Chunks {
         into
     }
 
-    /// Whether each entry of a slot is larger than the one that was inserted before it, and the first larger than `last`.
-    pub(super) fn is_ascending(&self, slot: Slot, mut last: Option<u64>) -> bool {
-        let mut rest = slot;
-        while !rest.is_empty() {
-            let entries = self.oldest(rest);
-            if !entries.is_sorted_by(|a, b| a < b) || last.is_some_and(|last| last >= entries[0]) {
-                return false;
-            }
-            last = entries.last().copied();
-            rest = self.after_oldest(rest, entries.len());
+    /// Gives back a slot's chunks.
+    pub(super) fn free(&mut self, mut slot: Slot) {
+        while !slot.is_empty() {
+            let count = self.oldest(slot).len();
+            self.drop_oldest(&mut slot, count);
         }
-        true
     }
 
-    /// Moves a slot's oldest entries to the end of `into`, in the order of their insertion: all of them, or about as many as
-    /// `most` where there are more.
+    /// Empties a slot into `into`, in the order of insertion.
     #[inline]
-    pub(super) fn drain(&mut self, slot: &mut Slot, most: usize, into: &mut Vec<u64>) {
-        let most = most.saturating_add(into.len());
-        while !slot.is_empty() && into.len() < most {
+    pub(super) fn drain(&mut self, slot: &mut Slot, into: &mut Vec<u64>) {
+        into.reserve(slot.len());
+        while !slot.is_empty() {
             let entries = self.oldest(*slot);
             into.extend_from_slice(entries);
             self.drop_oldest(slot, entries.len());
@@ -241,9 +234,7 @@ mod tests {
             }
             for (slot, model) in slots.iter_mut().zip(models) {
                 let mut drained = Vec::new();
-                chunks.drain(slot, 300, &mut drained);
-                prop_assert!(slot.is_empty() || (300..300 + CHUNK_ENTRIES).contains(&drained.len()));
-                chunks.drain(slot, usize::MAX, &mut drained);
+                chunks.drain(slot, &mut drained);
                 prop_assert!(drained.into_iter().eq(model));
                 prop_assert!(slot.is_empty());
             }
@@ -261,28 +252,8 @@ mod tests {
                 chunks.push(&mut slot, entry);
             }
             let mut drained = Vec::new();
-            chunks.drain(&mut slot, usize::MAX, &mut drained);
+            chunks.drain(&mut slot, &mut drained);
             assert_eq!((drained.len(), chunks.pages.len()), (PAGE_ENTRIES, 1), "round {round}");
-        }
-    }
-
-    #[test]
-    fn entries_ascend_within_chunks_and_from_one_to_the_next() {
-        let (count, at_border) = (3 * CHUNK_ENTRIES as u64, CHUNK_ENTRIES as u64);
-        let is_ascending = |smaller: Option<u64>| {
-            let (mut chunks, mut slot) = (Chunks::default(), Slot::default());
-            for entry in 0..count {
-                let is_smaller = smaller == Some(entry);
-                chunks.push(&mut slot, if is_smaller { entry - 1 } else { entry });
-            }
-            let ascend = chunks.is_ascending(slot, None);
-            assert!(!chunks.is_ascending(slot, Some(0)), "0 is the first");
-            assert_eq!(slot.len() as u64, count, "it is looked at only");
-            ascend
-        };
-        assert!(is_ascending(None));
-        for smaller in [1, at_border - 1, at_border, at_border + 1, count - 1] {
-            assert!(!is_ascending(Some(smaller)), "{smaller}");
         }
     }
 }

@@ -18,6 +18,7 @@
 //! Left out on purpose: clocks, threads, and what a key means.
 
 mod chunks;
+mod crowd;
 mod level;
 mod occupied;
 mod sweep;
@@ -28,7 +29,8 @@ mod ticks;
 
 use std::fmt;
 
-use chunks::{BATCH_ENTRIES, Chunks, Slot};
+use chunks::{BATCH_ENTRIES, Chunks};
+use crowd::Crowd;
 use level::{LEVELS, Level, shift};
 use sweep::Sweep;
 use ticks::Ticks;
@@ -70,7 +72,7 @@ const SPREAD_MIN: u64 = BATCH_ENTRIES as u64;
 /// Entries of the run kept allocated between calls, and of the late ones.
 const RUN_KEPT: usize = 1 << 16;
 
-/// Keys of one tick that come to the run together, about, where there are many more and they ascend.
+/// Keys of one tick that come to the run together, about, where there are more.
 const RUN_PART: usize = if cfg!(test) { 50 } else { RUN_KEPT / 2 };
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,8 +126,8 @@ pub struct Wheel {
     /// Keys of the tick before the cursor, ascending, from `run_head` on.
     run: Vec<u64>,
     run_head: usize,
-    /// Those after the run, ascending, where a tick has very many: the run would take fresh memory for all of them.
-    run_more: Slot,
+    /// Those after the run, where a tick has very many.
+    crowd: Crowd,
     /// What is due before the run, in order, from `late_head` on.
     late: Vec<Due>,
     late_head: usize,
@@ -162,7 +164,7 @@ impl Wheel {
             cursor: now.0,
             run: Vec::new(),
             run_head: 0,
-            run_more: Slot::default(),
+            crowd: Crowd::default(),
             late: Vec::new(),
             late_head: 0,
             fresh: Vec::new(),
@@ -306,6 +308,7 @@ impl Wheel {
         self.ticks.memory_bytes()
             + self.levels.iter().map(Level::memory_bytes).sum::<usize>()
             + self.chunks.memory_bytes()
+            + self.crowd.memory_bytes()
             + self.run.capacity() * size_of::<u64>()
             + (self.late.capacity() + self.fresh.capacity()) * size_of::<Due>()
     }
@@ -344,10 +347,18 @@ impl Wheel {
         starts.chain(self.ticks.first_occupied(self.cursor)).min().map(|start| start.max(self.cursor))
     }
 
-    /// Moves the keys of one tick into the run, which is empty and the whole of it.
+    /// Moves the keys of one tick into the run, which is empty: all of them, or the first ones of a crowd.
     fn take_tick(&mut self, tick: u64) {
-        let Wheel { ticks, chunks, run, run_more, .. } = self;
-        *run_more = ticks.take(tick, RUN_PART, chunks, run);
+        let Wheel { ticks, chunks, run, .. } = self;
+        if let Some(slot) = ticks.take(tick, RUN_PART, chunks, run) {
+            match Crowd::of(slot, chunks) {
+                Ok(crowd) => {
+                    self.crowd = crowd;
+                    return self.fill_run(RUN_PART);
+                }
+                Err(mut slot) => chunks.drain(&mut slot, run),
+            }
+        }
         self.stored -= run.len();
         // Slots are queues, so keys that were inserted ascending mostly are so here.
         if !run.is_sorted_by(|a, b| a < b) {
@@ -357,12 +368,10 @@ impl Wheel {
         }
     }
 
-    /// Lengthens the run by up to about `most` keys of its tick.
+    /// Lengthens the run by the next of the crowd, about as many as `most`.
     fn fill_run(&mut self, most: usize) {
-        let Wheel { chunks, run, run_more, .. } = self;
-        let before = run.len();
-        chunks.drain(run_more, most, run);
-        self.stored -= run.len() - before;
+        let Wheel { chunks, run, crowd, stored, .. } = self;
+        *stored -= crowd.take(most, chunks, run);
     }
 
     /// Merges late insertions with what is due. What is there already is moved only from the first

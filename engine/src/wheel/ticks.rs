@@ -52,23 +52,27 @@ impl Ticks {
         }
     }
 
-    /// Empties a tick into `into`, in the order of insertion. Where it has more than `most` keys and they ascend, what
-    /// follows about as many is handed over in its chunks.
-    pub(super) fn take(&mut self, tick: u64, most: usize, chunks: &mut Chunks, into: &mut Vec<u64>) -> Slot {
+    /// Empties a tick into `into`, in the order of insertion. Where it has more than `most` keys, they are handed over in
+    /// their chunks instead.
+    pub(super) fn take(
+        &mut self,
+        tick: u64,
+        most: usize,
+        chunks: &mut Chunks,
+        into: &mut Vec<u64>,
+    ) -> Option<Slot> {
         let index = tick as usize % TICKS;
         let slot = &mut self.ticks[index];
-        let direct = &self.keys[index][..slot.count as usize];
-        into.extend_from_slice(direct);
-        slot.count = 0;
-        self.occupied.unmark(index);
+        let direct = &self.keys[index][..std::mem::take(&mut slot.count) as usize];
         let mut more = std::mem::take(&mut slot.more);
-        let count = more.len();
-        let is_ascending =
-            || direct.is_sorted_by(|a, b| a < b) && chunks.is_ascending(more, direct.last().copied());
-        let most = if count > most && is_ascending() { most } else { count };
-        into.reserve(most);
-        chunks.drain(&mut more, most, into);
-        more
+        self.occupied.unmark(index);
+        if direct.len() + more.len() > most {
+            direct.iter().for_each(|key| chunks.push(&mut more, *key));
+            return Some(more);
+        }
+        into.extend_from_slice(direct);
+        chunks.drain(&mut more, into);
+        None
     }
 
     /// The first tick with keys, from this one once around the ring.
@@ -95,29 +99,26 @@ mod tests {
             }
             assert_eq!(ticks.first_occupied(511), Some(511));
             let mut keys = Vec::new();
-            assert!(ticks.take(511, 100, &mut chunks, &mut keys).is_empty());
+            assert!(ticks.take(511, usize::MAX, &mut chunks, &mut keys).is_none());
             assert!(keys.iter().copied().eq((0..count).rev()), "{count} keys, {keys:?}");
             assert_eq!(ticks.first_occupied(511), Some(512));
-            assert!(ticks.take(512, 100, &mut chunks, &mut keys).is_empty());
+            assert!(ticks.take(512, usize::MAX, &mut chunks, &mut keys).is_none());
             assert_eq!((keys.len() as u64, keys[count as usize]), (2 * count, 5_000 + count - 1));
             assert_eq!(ticks.first_occupied(511), None);
         }
     }
 
     #[test]
-    fn of_many_keys_that_ascend_a_part_stays_in_its_chunks() {
+    fn many_keys_are_handed_over_in_their_chunks() {
         let (mut ticks, mut chunks) = (Ticks::new(), Chunks::default());
-        (0..5_000).for_each(|key| ticks.push(7, key, &mut chunks));
-        let mut keys = Vec::new();
-        let mut more = ticks.take(7, 1_000, &mut chunks, &mut keys);
-        assert!((1_000..1_500).contains(&keys.len()), "{}", keys.len());
-        assert_eq!(keys.len() + more.len(), 5_000);
-        chunks.drain(&mut more, usize::MAX, &mut keys);
-        assert!(keys.into_iter().eq(0..5_000));
-        // The owner sorts what is smaller than one before, wherever that is.
-        for smaller in [1, DIRECT_KEYS as u64, 4_999] {
-            (1..=5_000).for_each(|key| ticks.push(7, if key == smaller + 1 { 0 } else { key }, &mut chunks));
-            assert!(ticks.take(7, 1_000, &mut chunks, &mut Vec::new()).is_empty(), "{smaller}");
+        for key in 0..5_000 {
+            ticks.push(7, key, &mut chunks);
         }
+        let mut keys = Vec::new();
+        let mut slot = ticks.take(7, 4_999, &mut chunks, &mut keys).expect("more than 4,999");
+        assert!(keys.is_empty() && ticks.first_occupied(7).is_none());
+        chunks.drain(&mut slot, &mut keys);
+        keys.sort_unstable();
+        assert!(keys.into_iter().eq(0..5_000));
     }
 }
