@@ -301,7 +301,7 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
                 events: Some(b.create_vector(&events)),
                 token: Some(b.create_vector(&page.token)),
                 unread: page.unread,
-                missing: Some(b.create_vector(&missing)).filter(|_| !missing.is_empty()),
+                missing: (!missing.is_empty()).then(|| b.create_vector(&missing)),
             };
             let root = wire::ListEventsReply::create(b, &args);
             b.finish_minimal(root);
