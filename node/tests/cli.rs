@@ -109,6 +109,7 @@ fn a_rescheduled_event_keeps_its_number_and_comes_when_it_is_due_now() {
     let later = node.ask_json(&["reschedule", event, "--at", "2031-05-17T08:30:00+02:00"]);
     assert_eq!((&later["verdict"], &later["version"]), (&json!("RESCHEDULED"), &json!(1)));
     assert_eq!(later["due"], "2031-05-17T06:30:00.000Z");
+    assert_eq!(node.ask_json(&["event", "get", event])["version"], 1);
     let stale = node.ask_json(&["reschedule", event, "--delay", "1s", "--if-version", "0"]);
     assert_eq!((&stale["verdict"], &stale["version"]), (&json!("VERSION_MISMATCH"), &json!(1)));
     let table = node.ask(&["run-now", event, "--if-version", "1"]);

@@ -20,6 +20,8 @@ pub(super) struct Known<'a> {
     pub(super) size_bytes: u32,
     pub(super) place: EventPlace,
     pub(super) tasks: &'a [TaskProgress],
+    /// How often it was rescheduled.
+    pub(super) version: u64,
 }
 
 /// Where an event stands, as far as its own shard knows: who runs its tasks is known to the subscriptions' owners.
@@ -91,14 +93,15 @@ impl Shard {
         }
         let tasks = self.durable.progress.get(event.sequence);
         let (size_bytes, place) = (bytes.len() as u32, EventPlace::Memory);
-        let known = Known { due, topic, size_bytes, place, tasks };
+        let version = self.durable.version(event.sequence);
+        let known = Known { due, topic, size_bytes, place, tasks, version };
         let answer = self.detail(event, known, peek.then(|| bytes.to_vec()));
         out.reply(ticket, ReplyBody::Answered(answer));
     }
 
     /// The answer about one event.
     pub(super) fn detail(&self, id: EventId, known: Known<'_>, bytes: Option<Vec<u8>>) -> QueryAnswer {
-        let Known { due, topic, size_bytes, place, tasks } = known;
+        let Known { due, topic, size_bytes, place, tasks, version } = known;
         let state = state_of(self.volatile.now.wall, due, tasks);
         let info = EventInfo { id, due, topic, size_bytes, state, place };
         let shown = tasks.iter().take(TASK_INFO_COUNT_MAX).map(|task| TaskInfo {
@@ -109,6 +112,6 @@ impl Shard {
             done: task.done,
         });
         let (tasks, task_count) = (shown.collect(), tasks.len() as u32);
-        QueryAnswer::Event(Some(Box::new(EventDetail { info, tasks, task_count, bytes })))
+        QueryAnswer::Event(Some(Box::new(EventDetail { info, tasks, task_count, bytes, version })))
     }
 }

@@ -135,7 +135,12 @@ fn a_version_that_is_not_held_changes_nothing_and_is_told_which_is() {
             let ticket = rig.reschedule(id, due, Some(version));
             rig.settle();
             assert_eq!(verdict(&mut rig, ticket), Some(rescheduled(due, version + 1)));
+            let found = rig.peek(id).expect("it is pending");
+            assert_eq!((found.version, found.info.due), (version + 1, due), "a reader can name the version");
         }
+        // Where it is far, the answer is the same from a run.
+        into_run(&mut rig);
+        assert_eq!(rig.peek(id).map(|found| found.version), Some(3));
         let wrong = EventId { schedule_time_ms: id.schedule_time_ms + 1, ..id };
         assert_eq!(reschedule(&mut rig, wrong, at(5)), RescheduleVerdict::NotFound, "the whole id counts");
         rig.crash();
@@ -143,7 +148,9 @@ fn a_version_that_is_not_held_changes_nothing_and_is_told_which_is() {
         rig.settle();
         let mismatch = RescheduleVerdict::VersionMismatch { version: 3 };
         assert_eq!(verdict(&mut rig, ticket), Some(mismatch), "a crash forgets no version");
-        assert_eq!(rig.cancelled(id), CancelVerdict::Cancelled);
+        let ticket = rig.cancel(id);
+        rig.settle();
+        assert_eq!(rig.reply(ticket), Some(ReplyBody::Cancelled(CancelVerdict::Cancelled)));
     }
 }
 

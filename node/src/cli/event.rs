@@ -64,7 +64,7 @@ fn get(args: &GetArgs, out: &Output) -> Result<(), Failure> {
         Ok((found, topic_names(&client).await?))
     })?;
     let mut columns = COLUMNS.to_vec();
-    columns.push("tasks");
+    columns.extend(["version", "tasks"]);
     if args.data {
         columns.extend(["id", "source", "type", "key", "data"]);
     }
@@ -85,13 +85,14 @@ fn row(
     found: Option<EventDetail>,
     topics: &HashMap<u32, String>,
 ) -> Vec<Value> {
-    let width = COLUMNS.len() + 1 + if args.data { 5 } else { 0 };
+    let width = COLUMNS.len() + 2 + if args.data { 5 } else { 0 };
     let Some(detail) = found else {
         let mut row = vec![json!(event.to_string()), json!("NOT_FOUND")];
         row.resize(width, Value::Null);
         return row;
     };
     let mut row = info_row(&detail.info, topics);
+    row.push(json!(detail.version));
     row.push(Value::Array(detail.tasks.iter().map(task).collect()));
     let view = detail.bytes.as_deref().and_then(|bytes| EventView::parse(bytes).ok());
     if let Some((view, _)) = view {

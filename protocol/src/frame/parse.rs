@@ -413,6 +413,7 @@ fn event_detail(table: wire::GetEventReply<'_>) -> Parsed<Option<Box<EventDetail
         tasks: tasks.iter().collect(),
         task_count: table.task_count(),
         bytes,
+        version: table.version(),
     })))
 }
 

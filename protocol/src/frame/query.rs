@@ -324,4 +324,6 @@ pub struct EventDetail {
     pub task_count: u32,
     /// Its bytes with their padding, where they were asked for.
     pub bytes: Option<Vec<u8>>,
+    /// How often it was rescheduled: what a further rescheduling may name as the version that it expects.
+    pub version: u64,
 }

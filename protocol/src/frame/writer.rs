@@ -268,6 +268,7 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
                 args.event = structs(b, Items::from(info.as_slice()), wire::EventInfo);
                 args.tasks = structs(b, Items::from(detail.tasks.as_slice()), wire::TaskInfo);
                 args.task_count = detail.task_count;
+                args.version = detail.version;
                 args.bytes = detail.bytes.as_ref().map(|bytes| b.create_vector(bytes));
             }
             let root = wire::GetEventReply::create(b, &args);

@@ -6060,6 +6060,7 @@ impl<'a> GetEventReply<'a> {
   pub const VT_TASKS: ::flatbuffers::VOffsetT = 8;
   pub const VT_TASK_COUNT: ::flatbuffers::VOffsetT = 10;
   pub const VT_BYTES: ::flatbuffers::VOffsetT = 12;
+  pub const VT_VERSION: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6071,6 +6072,7 @@ impl<'a> GetEventReply<'a> {
     args: &'args GetEventReplyArgs<'args>
   ) -> ::flatbuffers::WIPOffset<GetEventReply<'bldr>> {
     let mut builder = GetEventReplyBuilder::new(_fbb);
+    builder.add_version(args.version);
     builder.add_request(args.request);
     if let Some(x) = args.bytes { builder.add_bytes(x); }
     builder.add_task_count(args.task_count);
@@ -6115,6 +6117,13 @@ impl<'a> GetEventReply<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(GetEventReply::VT_BYTES, None)}
   }
+  #[inline]
+  pub fn version(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GetEventReply::VT_VERSION, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for GetEventReply<'_> {
@@ -6128,6 +6137,7 @@ impl ::flatbuffers::Verifiable for GetEventReply<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, TaskInfo>>>("tasks", Self::VT_TASKS, false)?
      .visit_field::<u32>("task_count", Self::VT_TASK_COUNT, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("bytes", Self::VT_BYTES, false)?
+     .visit_field::<u64>("version", Self::VT_VERSION, false)?
      .finish();
     Ok(())
   }
@@ -6138,6 +6148,7 @@ pub struct GetEventReplyArgs<'a> {
     pub tasks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, TaskInfo>>>,
     pub task_count: u32,
     pub bytes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub version: u64,
 }
 impl<'a> Default for GetEventReplyArgs<'a> {
   #[inline]
@@ -6148,6 +6159,7 @@ impl<'a> Default for GetEventReplyArgs<'a> {
       tasks: None,
       task_count: 0,
       bytes: None,
+      version: 0,
     }
   }
 }
@@ -6178,6 +6190,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetEventReplyBuilder<'a, 'b, 
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GetEventReply::VT_BYTES, bytes);
   }
   #[inline]
+  pub fn add_version(&mut self, version: u64) {
+    self.fbb_.push_slot::<u64>(GetEventReply::VT_VERSION, version, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetEventReplyBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     GetEventReplyBuilder {
@@ -6200,6 +6216,7 @@ impl ::core::fmt::Debug for GetEventReply<'_> {
       ds.field("tasks", &self.tasks());
       ds.field("task_count", &self.task_count());
       ds.field("bytes", &self.bytes());
+      ds.field("version", &self.version());
       ds.finish()
   }
 }

@@ -234,7 +234,8 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         },
     ];
     let bytes = Events::new(&EVENTS, 3).expect("three events").iter().next().map(<[u8]>::to_vec);
-    let detail = EventDetail { info, tasks, task_count: 2, bytes };
+    let detail = EventDetail { info, tasks, task_count: 2, bytes, version: 0 };
+    let moved = EventDetail { tasks: Vec::new(), task_count: 0, bytes: None, version: 3, ..detail.clone() };
     let count = Query::Count { shard: ShardId(1), topic: TopicId(3), subscription: SubscriptionId(9) };
     let counts = Counts {
         scheduled: 100_000_000,
@@ -296,6 +297,7 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
     vec![
         ("20-get-event", Frame::Query { request: 7, query: Query::Event { event: IDS[0], peek: true } }),
         ("21-get-event-reply", answered(QueryAnswer::Event(Some(Box::new(detail))))),
+        ("21-get-event-reply-rescheduled", answered(QueryAnswer::Event(Some(Box::new(moved))))),
         ("21-get-event-reply-not-found", answered(QueryAnswer::Event(None))),
         ("24-count-events", Frame::Query { request: 7, query: count }),
         ("27-list-events", Frame::Query { request: 7, query: Query::List(Box::new(list)) }),

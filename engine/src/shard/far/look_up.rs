@@ -175,7 +175,8 @@ impl Shard {
                 Aim::Get { .. } => {
                     let Found { topic, size_bytes, bytes, .. } = found;
                     let place = EventPlace::Run;
-                    let known = Known { due: key.0, topic, size_bytes, place, tasks: &[] };
+                    let version = self.durable.runs.get(run).map_or(0, |run| run.version_of(event.sequence));
+                    let known = Known { due: key.0, topic, size_bytes, place, tasks: &[], version };
                     let answer = self.detail(event, known, bytes);
                     out.reply(ticket, ReplyBody::Answered(answer));
                 }
