@@ -235,7 +235,7 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
     ];
     let bytes = Events::new(&EVENTS, 3).expect("three events").iter().next().map(<[u8]>::to_vec);
     let detail = EventDetail { info, tasks, task_count: 2, bytes, version: 0 };
-    let moved = EventDetail { tasks: Vec::new(), task_count: 0, bytes: None, version: 3, ..detail.clone() };
+    let moved = EventDetail { info, tasks: Vec::new(), task_count: 0, bytes: None, version: 3 };
     let count = Query::Count { shard: ShardId(1), topic: TopicId(3), subscription: SubscriptionId(9) };
     let counts = Counts {
         scheduled: 100_000_000,

@@ -28,6 +28,8 @@ pub struct Counts {
     pub cuts: u64,
     /// Of these, in the formatting of the data directory, or before it.
     pub unformatted: u64,
+    /// Of these, of a disk that lies, with a file system that can't be mounted.
+    pub unmounted: u64,
     /// Of these, with events in runs.
     pub with_runs: u64,
     /// Entries of the disk's log that were in doubt, all cuts together.
@@ -94,8 +96,16 @@ impl<'a> Cutter<'a> {
         // A name of its own: the loop device of the last one may still be there, with what it has cached.
         let image = self.dir.join(format!("image-{}", self.counts.cuts));
         self.image(&image, cut, rng).map_err(|error| format!("the image: {error}"))?;
-        let mount = Mount::new(&image, &self.dir.join("cut"), "loop")?;
         self.counts.cuts += 1;
+        let mount = match Mount::new(&image, &self.dir.join("cut"), "loop") {
+            Ok(mount) => mount,
+            // What a disk forgets may be the file system's. That is noticed, and says nothing of what is tried here.
+            Err(_) if self.lies => {
+                self.counts.unmounted += 1;
+                return std::fs::remove_file(&image).map_err(|error| format!("the image: {error}"));
+            }
+            Err(why) => return Err(why),
+        };
         let held = self.examine(&mount.path.join("data"), self.log.position(cut));
         drop(mount);
         std::fs::remove_file(&image).map_err(|error| format!("the image: {error}"))?;
