@@ -71,7 +71,7 @@ fn main() {
             // What is cancelled is given back by the next one.
             let act = if n % 2 == 0 { GroupAct::Cancel } else { GroupAct::Undo };
             let (group, epoch) = (GROUP.to_owned(), n / 2 + 1);
-            let operation = GroupOperation { shard: ShardId(0), topic: TOPIC, group, act, epoch };
+            let operation = GroupOperation { shard: ShardId(0), topic: TOPIC, group, act, epoch, by_ms: 0 };
             let input = Input::Query { ticket: Ticket::default(), query: Query::Group(operation) };
             let mut effects = Effects::default();
             let begun = Instant::now();

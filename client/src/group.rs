@@ -17,6 +17,8 @@ pub struct GroupOutcome {
     pub count: u64,
     /// Events of the group that are pending and were not handed out, cancelled ones left out.
     pub pending: u64,
+    /// Of these, such as are paused.
+    pub paused: u64,
     /// Events of the group that are cancelled and can be brought back.
     pub cancelled: u64,
     /// Operations that are remembered, by epoch.
@@ -34,6 +36,7 @@ impl GroupOutcome {
     fn add(&mut self, answer: &GroupAnswer) {
         self.count += answer.count;
         self.pending += answer.pending;
+        self.paused += answer.paused;
         self.cancelled += answer.cancelled;
         let is_known = answer.verdict != GroupVerdict::NotFound;
         self.is_undone = if is_known && self.is_known {
@@ -47,6 +50,7 @@ impl GroupOutcome {
                 Some(held) => {
                     held.taken += more.taken;
                     held.left += more.left;
+                    held.is_undone &= more.is_undone;
                 }
                 None => self.operations.push(*more),
             }
@@ -75,10 +79,39 @@ impl Client {
         group: &str,
         epoch: u64,
     ) -> Result<GroupOutcome, ClientError> {
-        self.operate(topic, group, GroupAct::Cancel, epoch).await
+        self.operate(topic, group, (GroupAct::Cancel, 0), epoch).await
     }
 
-    /// Takes an operation back: of its events, those whose time has not come are pending again.
+    /// Lets what is pending in a group and was not handed out wait until that is taken back: then what has become due meanwhile
+    /// is due at once.
+    ///
+    /// # Errors
+    /// As [`Client::cancel_group`].
+    pub async fn pause_group(
+        &self,
+        topic: TopicId,
+        group: &str,
+        epoch: u64,
+    ) -> Result<GroupOutcome, ClientError> {
+        self.operate(topic, group, (GroupAct::Pause, 0), epoch).await
+    }
+
+    /// Lets what is pending in a group and was not handed out be due so many ms later, from 1 to ten years.
+    ///
+    /// # Errors
+    /// As [`Client::cancel_group`].
+    pub async fn postpone_group(
+        &self,
+        topic: TopicId,
+        group: &str,
+        by_ms: u64,
+        epoch: u64,
+    ) -> Result<GroupOutcome, ClientError> {
+        self.operate(topic, group, (GroupAct::Postpone, by_ms), epoch).await
+    }
+
+    /// Takes an operation back, for all its events that still wait: what was cancelled is pending again, what was paused or postponed is
+    /// due as it was, which may be at once.
     ///
     /// # Errors
     /// As [`Client::cancel_group`].
@@ -88,7 +121,42 @@ impl Client {
         group: &str,
         epoch: u64,
     ) -> Result<GroupOutcome, ClientError> {
-        self.operate(topic, group, GroupAct::Undo, epoch).await
+        self.operate(topic, group, (GroupAct::Undo, 0), epoch).await
+    }
+
+    /// Takes every pause of a group back that its shards remember: what has become due meanwhile is due at once.
+    ///
+    /// # Errors
+    /// As [`Client::cancel_group`].
+    pub async fn resume_group(&self, topic: TopicId, group: &str) -> Result<GroupOutcome, ClientError> {
+        let shard_count = self.home().await?.info().shard_count;
+        let mut outcome = GroupOutcome::default();
+        for shard in (0..shard_count).map(ShardId) {
+            match self.resume_on_one(shard, topic, group).await {
+                Ok(answer) => outcome.add(&answer),
+                Err(error) => outcome.failed.push((shard, error)),
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn resume_on_one(
+        &self,
+        shard: ShardId,
+        topic: TopicId,
+        group: &str,
+    ) -> Result<GroupAnswer, ClientError> {
+        let operation =
+            |act, epoch| GroupOperation { shard, topic, group: group.to_owned(), act, epoch, by_ms: 0 };
+        let mut answer = self.operate_on_one(operation(GroupAct::Read, 0)).await?;
+        let pauses = answer.operations.iter().filter(|held| held.act == GroupAct::Pause && !held.is_undone);
+        let pauses: Vec<u64> = pauses.map(|held| held.epoch).collect();
+        let mut count = 0;
+        for epoch in pauses {
+            answer = self.operate_on_one(operation(GroupAct::Undo, epoch)).await?;
+            count += answer.count;
+        }
+        Ok(GroupAnswer { count, ..answer })
     }
 
     /// How a group stands: sums of what each shard counts at the moment that it is asked.
@@ -96,20 +164,20 @@ impl Client {
     /// # Errors
     /// As [`Client::cancel_group`].
     pub async fn group(&self, topic: TopicId, group: &str) -> Result<GroupOutcome, ClientError> {
-        self.operate(topic, group, GroupAct::Read, 0).await
+        self.operate(topic, group, (GroupAct::Read, 0), 0).await
     }
 
     async fn operate(
         &self,
         topic: TopicId,
         group: &str,
-        act: GroupAct,
+        (act, by_ms): (GroupAct, u64),
         epoch: u64,
     ) -> Result<GroupOutcome, ClientError> {
         let shard_count = self.home().await?.info().shard_count;
         let mut outcome = GroupOutcome::default();
         for shard in (0..shard_count).map(ShardId) {
-            let operation = GroupOperation { shard, topic, group: group.to_owned(), act, epoch };
+            let operation = GroupOperation { shard, topic, group: group.to_owned(), act, epoch, by_ms };
             match self.operate_on_one(operation).await {
                 Ok(answer) => outcome.add(&answer),
                 Err(error) => outcome.failed.push((shard, error)),
@@ -131,8 +199,11 @@ mod tests {
     use super::*;
 
     fn answer(verdict: GroupVerdict, count: u64, epoch: u64) -> GroupAnswer {
-        let operations = vec![GroupEpoch { epoch, taken: 2, left: 1 }];
-        GroupAnswer { verdict, count, pending: 3, cancelled: 4, operations }
+        GroupAnswer { verdict, count, pending: 3, paused: 1, cancelled: 4, operations: vec![of(epoch, 2, 1)] }
+    }
+
+    fn of(epoch: u64, taken: u64, left: u64) -> GroupEpoch {
+        GroupEpoch { epoch, taken, left, by_ms: 0, act: GroupAct::Cancel, is_undone: false }
     }
 
     #[test]
@@ -142,8 +213,8 @@ mod tests {
             outcome.add(&answer(verdict, 5, 7));
         }
         assert!(outcome.is_known && outcome.is_undone);
-        assert_eq!((outcome.count, outcome.pending, outcome.cancelled), (15, 9, 12));
-        assert_eq!(outcome.operations, [GroupEpoch { epoch: 7, taken: 6, left: 3 }]);
+        assert_eq!((outcome.count, outcome.pending, outcome.paused, outcome.cancelled), (15, 9, 3, 12));
+        assert_eq!(outcome.operations, [of(7, 6, 3)]);
         let mut outcome = GroupOutcome::default();
         for verdict in [GroupVerdict::Undone, GroupVerdict::Cancelled] {
             outcome.add(&answer(verdict, 1, 7));

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 use escapement_engine::far::RunId;
-use escapement_engine::groups::{Group, GroupId, Operation, Stretch};
+use escapement_engine::groups::{Effect, Group, GroupId, Holders, Operation, Stretch};
 use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
     CANCELLED_SIZE_BYTES, FORWARD_SIZE_BYTES, Forward, HEADER_SIZE_BYTES, NAMES_FIXED_SIZE_BYTES,
@@ -98,22 +98,26 @@ const NAMES: [Name; 2] = [
 
 const GROUP: GroupId = GroupId([5, 6]);
 
+fn operation(epoch: u64, effect: Effect, taken: u64, undone: Option<u64>) -> Operation {
+    Operation { epoch, effect, decided: WallMs(5_000 + epoch), taken, undone }
+}
+
 fn group() -> Group {
     Group {
         topic: TopicId(2),
         name: "account-7".into(),
         stretches: [
-            Stretch { upto: Sequence(40), waiting: 3, epoch: 9 },
-            Stretch { upto: Sequence(50), waiting: 1, epoch: 0 },
-            Stretch { upto: Sequence(60), waiting: 10, epoch: 11 },
-            Stretch { upto: Sequence::MAX, waiting: 0, epoch: 0 },
+            Stretch { upto: Sequence(40), waiting: 3, holders: Holders(0b101) },
+            Stretch { upto: Sequence(50), waiting: 1, holders: Holders(0) },
+            Stretch { upto: Sequence(60), waiting: 10, holders: Holders(0b100) },
+            Stretch { upto: Sequence::MAX, waiting: 0, holders: Holders(0) },
         ]
         .into_iter()
         .collect(),
         operations: vec![
-            Operation { epoch: 9, decided: WallMs(5_000), taken: 4, undone: None },
-            Operation { epoch: 10, decided: WallMs(5_500), taken: 1, undone: Some(1) },
-            Operation { epoch: 11, decided: WallMs(6_000), taken: 10, undone: None },
+            operation(9, Effect::Pause, 4, None),
+            operation(10, Effect::Cancel, 1, Some(1)),
+            operation(11, Effect::Postpone(60_000), 13, None),
         ],
     }
 }
@@ -153,7 +157,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
                 w.cancelled_in_run(RunId(7), [((WallMs(9_000), Sequence(8)), TopicId(3))].into_iter());
             }),
         ),
-        ("Rescheduled", written(|w| w.rescheduled(Sequence(41), WallMs(8_000), FORWARD))),
+        ("Rescheduled", written(|w| w.rescheduled(Sequence(41), WallMs(8_000), FORWARD, None))),
         (
             "RescheduledInRun",
             written(|w| {
@@ -229,7 +233,7 @@ fn records_read_back_as_they_were_written() {
         }
     );
     let (due, forward) = (WallMs(8_000), FORWARD);
-    assert_eq!(get("Rescheduled"), Record::Rescheduled { sequence: Sequence(41), due, forward });
+    assert_eq!(get("Rescheduled"), Record::Rescheduled { sequence: Sequence(41), due, forward, left: None });
     assert_eq!(
         get("RescheduledInRun"),
         Record::RescheduledInRun {
@@ -324,12 +328,14 @@ fn a_group_that_contradicts_itself_does_not_parse() {
         records(&written_unread(|w| w.group(&changed))).next().is_some_and(|record| record.is_ok())
     };
     assert!(parses(&|_| {}));
-    let faults: [&dyn Fn(&mut Group); 9] = [
+    let faults: [&dyn Fn(&mut Group); 11] = [
         &|group| group.stretches[3].upto = Sequence(70),
         &|group| group.stretches[1].upto = Sequence(40),
         &|group| group.stretches[1].waiting = 0,
-        &|group| group.stretches[1].epoch = 9,
-        &|group| group.stretches[2].epoch = 12,
+        &|group| group.stretches[1].holders = Holders(0b101),
+        &|group| group.stretches[2].holders = Holders(0b1000),
+        &|group| group.operations[2].effect = Effect::Postpone(0),
+        &|group| group.operations[2].effect = Effect::Postpone(1 << 48),
         &|group| group.stretches.clear(),
         &|group| group.stretches[0].waiting = u64::MAX,
         &|group| group.operations[1].epoch = 0,
@@ -338,6 +344,15 @@ fn a_group_that_contradicts_itself_does_not_parse() {
     for (fault, change) in faults.iter().enumerate() {
         assert!(!parses(change), "fault {fault}");
     }
+}
+
+#[test]
+fn a_postponed_event_leaves_its_group_in_the_record_that_says_when_it_is_due() {
+    let left = Some(GroupId([5, 6]));
+    let bytes = written(|w| w.rescheduled(Sequence(41), WallMs(8_000), FORWARD, left));
+    let (sequence, due, forward) = (Sequence(41), WallMs(8_000), FORWARD);
+    assert_eq!(read(&bytes), Record::Rescheduled { sequence, due, forward, left });
+    assert_eq!(bytes.len(), HEADER_SIZE_BYTES + 48);
 }
 
 #[test]

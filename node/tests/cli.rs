@@ -147,10 +147,51 @@ fn a_group_is_cancelled_over_all_shards_and_what_is_taken_back_comes() {
     assert_eq!(group(&["undo", "--epoch", "5"])["verdict"], "NOT_FOUND");
     let held = group(&["get"]);
     assert_eq!((&held["pending"], &held["cancelled"]), (&json!(3), &json!(0)));
-    assert_eq!(held["operations"], json!([{ "epoch": cancelled["epoch"], "taken": 4, "left": 0 }]));
+    let operation = json!({
+        "epoch": cancelled["epoch"], "act": "CANCEL", "by_ms": 0, "taken": 4, "left": 0, "undone": true
+    });
+    assert_eq!(held["operations"], json!([operation]));
     node.ask(&["run-now", &of_group[1]]);
     let arrived = node.ask_json(&["subscribe", "--subscription", "mailer", "--count", "1"]);
     assert_eq!(arrived["event_id"], json!(of_group[1]));
+}
+
+#[test]
+fn a_paused_group_waits_until_it_is_resumed_and_a_postponed_one_is_due_later_until_that_is_undone() {
+    let dir = scratch();
+    let node = Node::start(&dir.path().join("data")).with_mail();
+    let publish = |group: &str| {
+        let args = ["publish", "--topic", "mail", "--delay", "1h", "--group", group];
+        node.ask_json(&args)["event_id"].as_str().unwrap().to_owned()
+    };
+    let (paused, postponed) = (publish("g"), publish("h"));
+    let group = |args: &[&str], name: &str| {
+        node.ask_json(&[&["group", args[0], "--topic", "mail", "--group", name], &args[1..]].concat())
+    };
+    let answer = group(&["pause"], "g");
+    assert_eq!(
+        (&answer["verdict"], &answer["count"], &answer["paused"]),
+        (&json!("PAUSED"), &json!(1), &json!(1))
+    );
+    let own = node.ask_json(&["event", "get", &postponed])["due"].clone();
+    let answer = group(&["postpone", "--by", "10m"], "h");
+    assert_eq!((&answer["verdict"], &answer["count"]), (&json!("POSTPONED"), &json!(1)));
+    assert_ne!(node.ask_json(&["event", "get", &postponed])["due"], own);
+    let refused = node.run(&["run-now", &postponed]);
+    assert_ne!(refused.code, Some(0));
+    assert!((refused.stdout.clone() + &refused.stderr).contains("POSTPONED_WITH_GROUP"), "{refused:?}");
+    assert_eq!(group(&["undo", "--epoch", &answer["epoch"].to_string()], "h")["verdict"], "UNDONE");
+    assert_eq!(node.ask_json(&["event", "get", &postponed])["due"], own);
+    // Due, and paused: the other one passes.
+    for event in [&paused, &postponed] {
+        assert_eq!(node.ask_json(&["run-now", event])["verdict"], "RESCHEDULED");
+    }
+    let arrive =
+        || node.ask_json(&["subscribe", "--subscription", "mailer", "--count", "1"])["event_id"].clone();
+    assert_eq!(arrive(), json!(postponed));
+    assert_eq!(group(&["get"], "g")["paused"], json!(1));
+    assert_eq!(group(&["resume"], "g")["count"], json!(1));
+    assert_eq!(arrive(), json!(paused));
 }
 
 #[test]
@@ -431,6 +472,7 @@ fn wrong_arguments_say_what_would_be_right() {
         (vec!["reschedule", "000000000000000101a1eac6f07b"], "--delay"),
         (vec!["reschedule", "xyz", "--delay", "1s"], "28 hexadecimal digits"),
         (vec!["group", "undo", "--topic", "t", "--group", "g"], "--epoch"),
+        (vec!["group", "postpone", "--topic", "t", "--group", "g"], "--by"),
         (vec!["pubish"], "'publish'"),
         (vec![], "Usage"),
     ] {

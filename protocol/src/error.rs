@@ -63,6 +63,8 @@ codes! {
     UnsupportedAttribute = 23, "UNSUPPORTED_ATTRIBUTE", false;
     /// The event's ttl had passed when it came, so that it could never be delivered.
     AlreadyExpired = 24, "ALREADY_EXPIRED", false;
+    /// The event is postponed with its group: it gets no other due time until that is taken back.
+    PostponedWithGroup = 25, "POSTPONED_WITH_GROUP", false;
     /// A quota, memory or disk limit is reached: publish again after the stated time.
     ResourceExhausted = 30, "RESOURCE_EXHAUSTED", true;
     /// The node is draining, or the shard stopped: publish to it again once it is back.

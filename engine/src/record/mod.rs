@@ -63,7 +63,7 @@ const GROUP_FIXED_SIZE_BYTES: usize = 8;
 const STRETCH_SIZE_BYTES: usize = 24;
 
 /// One operation in a `Group` body.
-const OPERATION_SIZE_BYTES: usize = 40;
+const OPERATION_SIZE_BYTES: usize = 48;
 
 /// Fixed part of a `GroupLeft` body.
 pub(crate) const GROUP_LEFT_FIXED_SIZE_BYTES: usize = 24;
@@ -220,6 +220,8 @@ pub enum Record<'a> {
         due: WallMs,
         /// What its id needs to be known by.
         forward: Forward,
+        /// The group that it leaves with that: it was postponed with it, and its time has come.
+        left: Option<GroupId>,
     },
     /// An event was rescheduled while it was in a run: it has ended there, and lives in this block of the log.
     RescheduledInRun {

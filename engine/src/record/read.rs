@@ -11,7 +11,7 @@ use super::{
     Sequences, TaskProgress, WALL_MAX, kind,
 };
 use crate::far::RunId;
-use crate::groups::{Group, GroupId, Operation, STRETCH_COUNT_MAX, Stretch};
+use crate::groups::{Effect, Group, GroupId, Holders, Operation, STRETCH_COUNT_MAX, Stretch};
 
 /// A block's records do not parse. The block's checksum held, so this is another version's or a programmer's mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,9 +181,10 @@ fn parse_body<'a>(kind: u8, a: u8, b: u16, body: &mut Reader<'a>) -> Option<Reco
             events.0.chunks_exact(CANCELLED_SIZE_BYTES).all(is_zero).then_some(())?;
             Some(Record::CancelledInRun { run, events })
         }
-        (kind::RESCHEDULED, 0, 0) => {
+        (kind::RESCHEDULED, has_left @ (0 | 1), 0) => {
             let (sequence, due, forward) = (body.sequence()?, body.wall()?, body.forward()?);
-            Some(Record::Rescheduled { sequence, due, forward })
+            let left = if has_left == 1 { Some(body.group_id()?) } else { None };
+            Some(Record::Rescheduled { sequence, due, forward, left })
         }
         (kind::RESCHEDULED_IN_RUN, 0, 0) => {
             let (run, topic) = (RunId(body.u32()?), TopicId(body.u32()?));
@@ -310,18 +311,27 @@ impl<'a> Reader<'a> {
         let are_few = stretch_count <= STRETCH_COUNT_MAX && operation_count <= GROUP_EPOCH_COUNT_MAX;
         ((1..=KEY_SIZE_BYTES_MAX).contains(&name_len) && are_few).then_some(())?;
         let stretch = |reader: &mut Self| {
-            let (upto, waiting, epoch) = (reader.sequence()?, reader.u64()?, reader.u64()?);
-            Some(Stretch { upto, waiting, epoch })
+            let (upto, waiting, holders) = (reader.sequence()?, reader.u64()?, Holders(reader.u64()?));
+            Some(Stretch { upto, waiting, holders })
         };
         let stretches = (0..stretch_count).map(|_| stretch(self)).collect::<Option<SmallVec<_>>>()?;
         let operation = |reader: &mut Self| {
-            let (epoch, decided, taken) = (reader.u64()?, reader.wall()?, reader.u64()?);
-            let undone = match (reader.u64()?, reader.u64()?) {
+            let epoch = reader.u64()?;
+            let [code, is_undone] = reader.take()?;
+            reader.zeros::<6>()?;
+            let effect = match (code, reader.u64()?) {
+                (1, 0) => Effect::Cancel,
+                (2, 0) => Effect::Pause,
+                (3, by_ms) if by_ms > 0 => Effect::Postpone(by_ms),
+                _ => return None,
+            };
+            let (decided, taken) = (reader.wall()?, reader.u64()?);
+            let undone = match (is_undone, reader.u64()?) {
                 (0, 0) => None,
                 (1, restored) => Some(restored),
                 _ => return None,
             };
-            (epoch != 0).then_some(Operation { epoch, decided, taken, undone })
+            (epoch != 0).then_some(Operation { epoch, effect, decided, taken, undone })
         };
         let operations = (0..operation_count).map(|_| operation(self)).collect::<Option<Vec<_>>>()?;
         let name = std::str::from_utf8(self.bytes(name_len)?).ok()?.into();

@@ -6,7 +6,7 @@ use escapement_protocol::{Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::{Forward, HEADER_SIZE_BYTES, RunStatement, TaskProgress, kind};
 use crate::far::RunId;
-use crate::groups::{Group, GroupId, Operation, Stretch};
+use crate::groups::{Effect, Group, GroupId, Operation, Stretch};
 use crate::names::{Name, NameHash};
 
 /// Appends records to a block's bytes.
@@ -307,11 +307,12 @@ impl<'a> RecordWriter<'a> {
     }
 
     /// Another due time of an event whose bytes are in the log.
-    pub fn rescheduled(&mut self, sequence: Sequence, due: WallMs, forward: Forward) {
-        self.record(kind::RESCHEDULED, 0, 0, |out| {
+    pub fn rescheduled(&mut self, sequence: Sequence, due: WallMs, forward: Forward, left: Option<GroupId>) {
+        self.record(kind::RESCHEDULED, u8::from(left.is_some()), 0, |out| {
             out.extend_from_slice(&sequence.0.to_le_bytes());
             out.extend_from_slice(&due.0.to_le_bytes());
             put_forward(out, forward);
+            left.into_iter().for_each(|group| put_group(out, group));
         });
     }
 
@@ -344,14 +345,20 @@ impl<'a> RecordWriter<'a> {
             // Names are verified, and stretches and operations bounded, to far fewer than these can count.
             out.extend_from_slice(&(name.len() as u16).to_le_bytes());
             out.extend_from_slice(&[stretches.len() as u8, operations.len() as u8]);
-            for Stretch { upto, waiting, epoch } in stretches {
-                for number in [upto.0, *waiting, *epoch] {
+            for Stretch { upto, waiting, holders } in stretches {
+                for number in [upto.0, *waiting, holders.0] {
                     out.extend_from_slice(&number.to_le_bytes());
                 }
             }
-            for Operation { epoch, decided, taken, undone } in operations {
-                let is_undone = u64::from(undone.is_some());
-                for number in [*epoch, decided.0, *taken, is_undone, undone.unwrap_or(0)] {
+            for Operation { epoch, effect, decided, taken, undone } in operations {
+                let (code, by_ms) = match effect {
+                    Effect::Cancel => (1, 0),
+                    Effect::Pause => (2, 0),
+                    Effect::Postpone(by_ms) => (3, *by_ms),
+                };
+                out.extend_from_slice(&epoch.to_le_bytes());
+                out.extend_from_slice(&[code, u8::from(undone.is_some()), 0, 0, 0, 0, 0, 0]);
+                for number in [by_ms, decided.0, *taken, undone.unwrap_or(0)] {
                     out.extend_from_slice(&number.to_le_bytes());
                 }
             }

@@ -160,7 +160,12 @@ impl Shard {
             Record::CancelledInRun { run, events } => {
                 events.with_topics().for_each(|(key, topic)| self.apply_cancelled_in_run(run, key, topic));
             }
-            Record::Rescheduled { sequence, due, forward } => self.apply_rescheduled(sequence, due, forward),
+            Record::Rescheduled { sequence, due, forward, left } => {
+                if let Some(group) = left {
+                    self.apply_postponed(group, sequence);
+                }
+                self.apply_rescheduled(sequence, due, forward);
+            }
             Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event } => {
                 let changed = (topic, due, forward);
                 self.apply_rescheduled_in_run(block, run, (was_due, sequence), changed, event)?;

@@ -18,6 +18,7 @@ impl Shard {
         assert_eq!(open, counted, "every event that was handed out and has not ended is counted");
         self.check_soon();
         self.check_backlog();
+        self.check_aside();
     }
 
     /// Asserts that what is in memory and not past is counted by topic and due time.

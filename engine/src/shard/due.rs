@@ -79,7 +79,7 @@ impl Shard {
                 continue;
             }
             let event = durable.payloads.event(entry.location);
-            if has_group(event) && !volatile.leave_group(durable, entry.topic, sequence, event) {
+            if has_group(event) && !volatile.leave_group(durable, sequence, entry) {
                 continue;
             }
             volatile.open.add(entry.topic, 1);

@@ -5,8 +5,15 @@
 //! time comes: then it leaves the group, handed out or cancelled, and a record says so. Records are in one order, so an
 //! event that left the group before an operation was decided is none that it took, live and in replay alike.
 //!
-//! A cancellation counts from its decision: what is cancelled then ends with a record behind the operation's. One that is
-//! taken back counts until the record of that is durable: its events wait so long, as a crash may bring it back.
+//! An operation counts from its decision: what is cancelled then ends with a record behind the operation's. One that is
+//! taken back counts until the record of that is durable, as a crash may bring it back.
+//!
+//! What is paused, or postponed, or about to be no longer cancelled when its own time comes, is put *aside*: what is postponed with
+//! a timer. Where an event is, besides in memory, is lost in a crash and found out again. It is asked for its fate anew when its timer
+//! has run out, and when something is taken back that may concern it. An event that was postponed gets its new due time, and leaves
+//! its group, in one record once that time has come; from when that is durable on it's like any that was rescheduled.
+
+mod aside;
 
 use std::collections::VecDeque;
 
@@ -19,12 +26,17 @@ use escapement_protocol::frame::{
 use escapement_protocol::{ErrorCode, MonoNs, Outcome, Sequence, SubscriptionId, TopicId, WallMs};
 
 use super::publish::SPACE_RETRY_AFTER_MS;
+use super::reschedule::Rescheduling;
 use super::{Durable, Shard, Volatile};
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
 use crate::far::{Key, RunId};
-use crate::groups::{Group, GroupId, Operation, name_of, new_group_size_bytes};
-use crate::record::{GROUP_LEFT_FIXED_SIZE_BYTES, HEADER_SIZE_BYTES, Sequences, group_size_bytes};
+use crate::groups::{Effect, Fate, Group, GroupId, Operation, name_of, new_group_size_bytes};
+use crate::record::{
+    Forward, GROUP_LEFT_FIXED_SIZE_BYTES, HEADER_SIZE_BYTES, Sequences, WALL_MAX, group_size_bytes,
+};
+use crate::table::Entry;
 use crate::wheel::Tick;
+use aside::Aside;
 
 /// Groups take at most this part of the memory for pending events.
 const MEMORY_SHARE: usize = 8;
@@ -46,16 +58,26 @@ struct Deciding {
     records: usize,
     /// Of these, such as state it whole.
     statements: usize,
-    /// Events whose time has come, and whose cancellation was taken back.
-    held: Vec<Sequence>,
+    /// Whether something was taken back, and is not durable yet.
+    gives_back: bool,
+}
+
+/// An event that leaves its group in this turn, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Leaving {
+    group: GroupId,
+    is_cancelled: bool,
+    sequence: Sequence,
 }
 
 /// What is lost in a crash of what is known of groups.
 #[derive(Debug, Default)]
 pub(super) struct Grouping {
     deciding: HashMap<GroupId, Deciding>,
-    /// What leaves its group in this turn, and whether it is cancelled.
-    leaving: Vec<(GroupId, bool, Sequence)>,
+    leaving: Vec<Leaving>,
+    /// What leaves its group in this turn as due at another time.
+    postponed: Vec<(GroupId, Sequence, WallMs, Forward)>,
+    aside: Aside,
     /// Events that were handed out, until the record that they have left their group is applied.
     handed_out: HashSet<Sequence>,
     /// Groups with operations, by when these are looked at.
@@ -65,19 +87,38 @@ pub(super) struct Grouping {
 
 /// How an event stands in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It waits, and nothing holds it.
-    Waits,
-    /// It is cancelled, durably or about to be.
-    Cancelled,
-    /// It is cancelled, and about not to be.
-    ComesBack,
+struct Standing {
+    /// As far as is decided.
+    decided: Fate,
+    /// As far as is durable.
+    durable: Fate,
+}
+
+impl Standing {
+    fn is_paused(self) -> bool {
+        self.decided.is_paused || self.durable.is_paused
+    }
+
+    /// Whether it is cancelled, and about not to be.
+    fn comes_back(self) -> bool {
+        self.durable.is_cancelled && !self.decided.is_cancelled
+    }
+
+    fn postponed_ms(self) -> u64 {
+        self.decided.postponed_ms.max(self.durable.postponed_ms)
+    }
 }
 
 impl Grouping {
     pub(super) fn memory_bytes(&self) -> usize {
         self.deciding.capacity() * size_of::<(GroupId, Deciding)>()
             + self.handed_out.capacity() * size_of::<(Sequence, u8)>()
+            + self.aside.memory_bytes()
+    }
+
+    /// The next timer of an event that is aside.
+    pub(super) fn next_due(&self) -> Option<WallMs> {
+        self.aside.next_due()
     }
 
     /// Whether an event was handed out, and the record that it has left its group is on its way.
@@ -94,7 +135,7 @@ impl Grouping {
     fn decide(&mut self, durable: &Durable, id: GroupId, new: impl FnOnce() -> Group) -> &mut Deciding {
         self.deciding.entry(id).or_insert_with(|| {
             let group = durable.groups.get(id).cloned().unwrap_or_else(new);
-            Deciding { group, records: 0, statements: 0, held: Vec::new() }
+            Deciding { group, records: 0, statements: 0, gives_back: false }
         })
     }
 
@@ -116,14 +157,29 @@ impl Durable {
         name_of(event).map(|name| GroupId::of(topic, name))
     }
 
-    fn is_group_cancelled(&self, id: GroupId, sequence: Sequence) -> bool {
-        self.groups.get(id).is_some_and(|group| group.is_cancelled(sequence))
+    fn fate(&self, id: GroupId, sequence: Sequence) -> Fate {
+        self.groups.get(id).map_or(Fate::default(), |group| group.fate(sequence))
+    }
+
+    fn fate_of(&self, topic: TopicId, sequence: Sequence, event: &[u8]) -> Fate {
+        let group = self.group_of_event(topic, sequence, event);
+        group.map_or(Fate::default(), |id| self.fate(id, sequence))
     }
 
     /// Whether an event waits in a group that is cancelled, durably.
     pub(super) fn is_cancelled_with_group(&self, topic: TopicId, sequence: Sequence, event: &[u8]) -> bool {
-        let group = self.group_of_event(topic, sequence, event);
-        group.is_some_and(|id| self.is_group_cancelled(id, sequence))
+        self.fate_of(topic, sequence, event).is_cancelled
+    }
+
+    /// When an event is due, of which `due` is the due time of its own: later where it is postponed with its group, durably.
+    pub(super) fn due_with_group(
+        &self,
+        topic: TopicId,
+        sequence: Sequence,
+        event: &[u8],
+        due: WallMs,
+    ) -> WallMs {
+        due.plus_ms(self.fate_of(topic, sequence, event).postponed_ms).min(WALL_MAX.max(due))
     }
 }
 
@@ -136,44 +192,62 @@ impl Volatile {
     }
 
     fn standing(&self, durable: &Durable, id: GroupId, sequence: Sequence) -> Standing {
-        let is_durably = durable.is_group_cancelled(id, sequence);
+        let of_durable = durable.fate(id, sequence);
         let deciding = self.grouping.deciding.get(&id);
-        let is_decided = deciding.map_or(is_durably, |deciding| deciding.group.is_cancelled(sequence));
-        match (is_decided, is_durably) {
-            (true, _) => Standing::Cancelled,
-            (false, true) => Standing::ComesBack,
-            (false, false) => Standing::Waits,
-        }
+        let decided = deciding.map_or(of_durable, |deciding| deciding.group.fate(sequence));
+        Standing { decided, durable: of_durable }
     }
 
-    /// The time of an event of a group has come: says whether it is to be handed to its subscriptions now.
-    pub(super) fn leave_group(
-        &mut self,
-        durable: &Durable,
-        topic: TopicId,
-        sequence: Sequence,
-        event: &[u8],
-    ) -> bool {
-        let group = durable.group_of_event(topic, sequence, event);
+    /// The time of an event of a group has come, its own one: says whether it is to be handed to its subscriptions now.
+    pub(super) fn leave_group(&mut self, durable: &Durable, sequence: Sequence, entry: &Entry) -> bool {
+        let event = durable.payloads.event(entry.location);
+        let group = durable.group_of_event(entry.topic, sequence, event);
         let Some(id) = group.filter(|id| self.counts(durable, *id, sequence)) else { return true };
         let standing = self.standing(durable, id, sequence);
+        let now = self.now.wall;
+        let until = entry.due.plus_ms(standing.postponed_ms()).min(WALL_MAX.max(entry.due));
         let grouping = &mut self.grouping;
-        match standing {
-            Standing::Waits => {
-                grouping.handed_out.insert(sequence);
-            }
-            Standing::Cancelled => {
-                self.fenced.insert(sequence);
-            }
-            Standing::ComesBack => {
-                let deciding = grouping.deciding.get_mut(&id).expect("what is decided is known");
-                deciding.held.push(sequence);
+        if standing.is_paused() || standing.comes_back() || until > now {
+            let has_timer = !standing.is_paused() && !standing.comes_back();
+            grouping.aside.put(id, sequence, has_timer.then_some(until), now);
+            return false;
+        }
+        let is_cancelled = standing.decided.is_cancelled;
+        grouping.decide_leave(durable, id, sequence);
+        if is_cancelled {
+            self.fenced.insert(sequence);
+        } else {
+            grouping.handed_out.insert(sequence);
+            if standing.decided.postponed_ms > 0 {
+                let due = entry.due.plus_ms(standing.decided.postponed_ms).min(until);
+                let schedule_time = durable.schedule_time(sequence, entry);
+                let forward = Forward { schedule_time, version: durable.version(sequence) + 1 };
+                grouping.postponed.push((id, sequence, due, forward));
+                self.rescheduling.insert(sequence, Rescheduling::leaving(due, forward));
                 return false;
             }
         }
-        grouping.decide_leave(durable, id, sequence);
-        grouping.leaving.push((id, standing == Standing::Cancelled, sequence));
-        standing == Standing::Waits
+        grouping.leaving.push(Leaving { group: id, is_cancelled, sequence });
+        !is_cancelled
+    }
+
+    /// Asks events anew what becomes of them whose timers have run out.
+    pub(super) fn ask_postponed(&mut self, durable: &Durable, most: usize) {
+        if self.grouping.aside.until.is_empty() {
+            return;
+        }
+        let mut due = std::mem::take(&mut self.due);
+        self.grouping.aside.take_due(self.now.wall, most, &mut due);
+        self.ask_again(durable, due.drain(..).map(Sequence));
+        self.due = due;
+    }
+
+    fn ask_again(&mut self, durable: &Durable, events: impl Iterator<Item = Sequence>) {
+        for sequence in events {
+            if let Some(entry) = durable.table.get(sequence) {
+                self.wheel.insert(Tick(entry.due.0), sequence.0);
+            }
+        }
     }
 }
 
@@ -194,10 +268,10 @@ impl Shard {
         (waits && self.volatile.counts(&self.durable, group, sequence)).then_some(group)
     }
 
-    /// Whether an event that waits in a group is cancelled, as far as is decided.
-    pub(super) fn is_cancelled_in(&self, group: Option<GroupId>, sequence: Sequence) -> bool {
+    /// What becomes of an event that waits in a group, as far as is decided.
+    pub(super) fn fate_in(&self, group: Option<GroupId>, sequence: Sequence) -> Fate {
         let standing = group.map(|id| self.volatile.standing(&self.durable, id, sequence));
-        standing == Some(Standing::Cancelled)
+        standing.map_or(Fate::default(), |standing| standing.decided)
     }
 
     /// Logs that an event in memory is cancelled by itself, and leaves its group so.
@@ -223,6 +297,13 @@ impl Shard {
 
     /// Logs what left its group in this turn.
     pub(super) fn log_left(&mut self, out: &mut Effects) {
+        let mut postponed = std::mem::take(&mut self.volatile.grouping.postponed);
+        for (group, sequence, due, forward) in postponed.drain(..) {
+            out.log().rescheduled(sequence, due, forward, Some(group));
+            let deciding = self.volatile.grouping.deciding.get_mut(&group);
+            deciding.expect("what is decided is known").records += 1;
+        }
+        self.volatile.grouping.postponed = postponed;
         if self.volatile.grouping.leaving.is_empty() {
             return;
         }
@@ -233,11 +314,11 @@ impl Shard {
             (self.config.block_size_bytes_max / 2 - HEADER_SIZE_BYTES - GROUP_LEFT_FIXED_SIZE_BYTES)
                 / size_of::<Sequence>();
         let mut sequences = std::mem::take(&mut self.volatile.sequences);
-        for same in leaving.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-            let (group, is_cancelled, _) = same[0];
+        for same in leaving.chunk_by(|a, b| (a.group, a.is_cancelled) == (b.group, b.is_cancelled)) {
+            let Leaving { group, is_cancelled, .. } = same[0];
             for part in same.chunks(count_max) {
                 sequences.clear();
-                sequences.extend(part.iter().map(|(_, _, sequence)| *sequence));
+                sequences.extend(part.iter().map(|leaving| leaving.sequence));
                 out.log().group_left(group, is_cancelled, &sequences);
                 let deciding = self.volatile.grouping.deciding.get_mut(&group);
                 deciding.expect("what is decided is known").records += 1;
@@ -305,7 +386,7 @@ impl Shard {
 
     /// Carries out an operation on a group.
     pub(super) fn operate_on_group(&mut self, ticket: Ticket, operation: &GroupOperation, out: &mut Effects) {
-        let GroupOperation { topic, ref group, act, epoch, .. } = *operation;
+        let GroupOperation { topic, ref group, act, epoch, by_ms, .. } = *operation;
         if self.durable.registry.topic(topic).is_none() {
             let message = format!("no topic has number {}", topic.0);
             return out.refuse(ticket, ErrorCode::UnknownTopic, 0, message);
@@ -313,7 +394,9 @@ impl Shard {
         let id = GroupId::of(topic, group);
         let decided = match act {
             GroupAct::Read => Ok((GroupVerdict::Read, 0)),
-            GroupAct::Cancel => self.cancel_group(id, operation, out),
+            GroupAct::Cancel => self.change_group(id, operation, Effect::Cancel, out),
+            GroupAct::Pause => self.change_group(id, operation, Effect::Pause, out),
+            GroupAct::Postpone => self.change_group(id, operation, Effect::Postpone(by_ms), out),
             GroupAct::Undo => Ok(self.undo_group(id, epoch, out)),
         };
         let (verdict, count) = match decided {
@@ -326,6 +409,7 @@ impl Shard {
             verdict,
             count,
             pending: held.map_or(0, Group::pending),
+            paused: held.map_or(0, Group::paused),
             cancelled: held.map_or(0, Group::cancelled),
             operations: held.map_or_else(Vec::new, Group::epochs),
         };
@@ -338,10 +422,11 @@ impl Shard {
         }
     }
 
-    fn cancel_group(
+    fn change_group(
         &mut self,
         id: GroupId,
         operation: &GroupOperation,
+        effect: Effect,
         out: &mut Effects,
     ) -> Result<(GroupVerdict, u64), Refusal> {
         let GroupOperation { topic, ref group, epoch, .. } = *operation;
@@ -355,7 +440,7 @@ impl Shard {
         // Asked again, it is carried out once.
         if let Some(before) = held.and_then(|held| held.operation(epoch)) {
             return Ok(match before.undone {
-                None => (GroupVerdict::Cancelled, before.taken),
+                None => (verdict_of(before.effect), before.taken),
                 Some(restored) => (GroupVerdict::Undone, restored),
             });
         }
@@ -372,7 +457,7 @@ impl Shard {
         let upto = Sequence(volatile.next_sequence - 1);
         let now = volatile.now.wall;
         let mut changed = held.cloned().unwrap_or_else(|| Group::new(topic, group));
-        let taken = changed.cancel(epoch, upto, now).map_err(|_| {
+        let taken = changed.operate(epoch, effect, upto, now).map_err(|_| {
             refusal(
                 "so many operations hold events of this group that another has no place: undo some, or wait until \
                  their events' time has come",
@@ -382,7 +467,7 @@ impl Shard {
         volatile.grouping.remembered.push_back((now, id));
         volatile.grouping.decide(durable, id, || Group::new(topic, group)).group = changed;
         self.log_group(id, out);
-        Ok((GroupVerdict::Cancelled, taken))
+        Ok((verdict_of(effect), taken))
     }
 
     fn undo_group(&mut self, id: GroupId, epoch: u64, out: &mut Effects) -> (GroupVerdict, u64) {
@@ -396,7 +481,8 @@ impl Shard {
         let mut changed = held.clone();
         let restored = changed.undo(epoch).unwrap_or(0);
         if !was_undone {
-            volatile.grouping.decide(durable, id, || unreachable!("it is held")).group = changed;
+            let deciding = volatile.grouping.decide(durable, id, || unreachable!("it is held"));
+            (deciding.group, deciding.gives_back) = (changed, true);
             self.log_group(id, out);
         }
         (GroupVerdict::Undone, restored)
@@ -488,6 +574,19 @@ impl Shard {
         self.settle_group(id, false);
     }
 
+    /// An event that was postponed with its group has left it, as due at another time.
+    pub(super) fn apply_postponed(&mut self, id: GroupId, sequence: Sequence) {
+        let was_counted = self.durable.groups.leave(id, sequence);
+        assert!(was_counted || self.recovering, "{sequence:?} left a group in which it did not wait");
+        if !self.recovering {
+            self.volatile.grouping.handed_out.remove(&sequence);
+        }
+        if self.durable.table.get(sequence).is_some() {
+            self.durable.groups.note_left(sequence);
+        }
+        self.settle_group(id, false);
+    }
+
     pub(super) fn apply_left_in_run(&mut self, id: GroupId, sequence: Sequence) {
         let was_counted = self.durable.groups.leave(id, sequence);
         assert!(was_counted || self.recovering, "{sequence:?} left a group in which it did not wait");
@@ -505,24 +604,45 @@ impl Shard {
             return;
         }
         let Shard { durable, volatile, .. } = self;
-        let Volatile { grouping, wheel, .. } = volatile;
-        let deciding = grouping.deciding.get_mut(&id).expect("what was decided is known");
+        let deciding = volatile.grouping.deciding.get_mut(&id).expect("what was decided is known");
         deciding.records -= 1;
         deciding.statements -= usize::from(is_statement);
-        if is_statement {
-            for sequence in deciding.held.drain(..) {
-                // Asked again, it may be held again.
-                if let Some(entry) = durable.table.get(sequence) {
-                    wheel.insert(Tick(entry.due.0), sequence.0);
-                }
-            }
-        }
+        // Where it was not this statement that gives something back, the next one asks once more.
+        let gives_back = is_statement && deciding.gives_back;
+        deciding.gives_back &= deciding.statements > 0;
         if deciding.records == 0 {
             let decided = &deciding.group;
             let is_same = durable.groups.get(id).map_or(decided.is_empty(), |held| held == decided);
             assert!(is_same, "a group is as it was decided: {decided:?}, {:?}", durable.groups.get(id));
-            grouping.deciding.remove(&id);
+            volatile.grouping.deciding.remove(&id);
         }
+        if gives_back {
+            let aside = volatile.grouping.aside.take(id);
+            volatile.ask_again(durable, aside.into_iter());
+        }
+    }
+
+    /// Asserts that what is aside waits in its group, has been due, and has something to wait for.
+    pub(super) fn check_aside(&self) {
+        let Shard { durable, volatile, .. } = self;
+        let Aside { groups, until, .. } = &volatile.grouping.aside;
+        let mut count = 0;
+        for (id, sequence) in groups.iter().flat_map(|(id, all)| all.iter().map(|sequence| (*id, *sequence)))
+        {
+            count += usize::from(until.contains_key(&sequence));
+            // It may have been cancelled by itself.
+            let Some(entry) = durable.table.get(sequence).filter(|_| !volatile.fenced.contains(&sequence))
+            else {
+                continue;
+            };
+            assert!(entry.due <= volatile.now.wall, "{sequence:?} is aside, and was due");
+            let standing = volatile.standing(durable, id, sequence);
+            let gives_back = volatile.grouping.deciding.get(&id).is_some_and(|deciding| deciding.gives_back);
+            let is_held = standing.is_paused() || standing.comes_back();
+            let waits = is_held || gives_back || until.contains_key(&sequence);
+            assert!(waits && self.group_of(sequence) == Some(id), "{sequence:?} is aside for {standing:?}");
+        }
+        assert_eq!(count, until.len(), "every timer is of an event that is aside");
     }
 
     /// Events in memory that wait in their groups.
@@ -531,6 +651,14 @@ impl Shard {
             let event = self.durable.payloads.event(entry.location);
             Some((self.durable.group_of_event(entry.topic, sequence, event)?, sequence))
         })
+    }
+}
+
+fn verdict_of(effect: Effect) -> GroupVerdict {
+    match effect {
+        Effect::Cancel => GroupVerdict::Cancelled,
+        Effect::Pause => GroupVerdict::Paused,
+        Effect::Postpone(_) => GroupVerdict::Postponed,
     }
 }
 

@@ -8,6 +8,9 @@
 //! event twice that has moved meanwhile, and ends as soon as it catches up with what moves. Events that came after it
 //! began are left out by their sequence.
 //!
+//! Due times are asked for as they are without groups: what is postponed with its group is found by the due time of its own, and
+//! shown with the later one.
+//!
 //! A token says how far both have come ([`PageToken`]). It is good for one start of the shard: a number of a run may be
 //! used again by the next.
 
@@ -178,7 +181,7 @@ impl Shard {
         }
         let candidate = Candidate {
             sequence,
-            due: event.due,
+            due: self.durable.due_with_group(event.topic, sequence, event.bytes, event.due),
             schedule_time: event.schedule_time(),
             topic: event.topic,
             place: EventPlace::Memory,

@@ -376,6 +376,7 @@ impl Shard {
         self.flush_names(out);
         self.forget_operations(out);
         if !self.volatile.draining {
+            self.volatile.ask_postponed(&self.durable, self.config.batch_count_max);
             self.fire_due(out);
         }
         self.route(out);
@@ -396,7 +397,8 @@ impl Shard {
         } else if at_once {
             Some(self.volatile.now.wall)
         } else {
-            self.volatile.wheel.next_due().map(|tick| WallMs(tick.0))
+            let next = self.volatile.wheel.next_due().map(|tick| WallMs(tick.0));
+            earliest(next, self.volatile.grouping.next_due())
         };
         // What ended after the turn's maintenance still wants to be logged.
         let mono = if self.is_logged() { self.router.next_deadline() } else { Some(self.volatile.now.mono) };

@@ -91,6 +91,7 @@ impl Shard {
         if self.durable.is_cancelled_with_group(topic, event.sequence, bytes) {
             return out.reply(ticket, Aim::Get { peek }.not_found());
         }
+        let due = self.durable.due_with_group(topic, event.sequence, bytes, due);
         let tasks = self.durable.progress.get(event.sequence);
         let (size_bytes, place) = (bytes.len() as u32, EventPlace::Memory);
         let version = self.durable.version(event.sequence);

@@ -12,7 +12,7 @@ use escapement_protocol::{ErrorCode, EventId, Outcome, Sequence, SubscriptionId,
 use super::far::{Aim, LookUp};
 use super::publish::SPACE_RETRY_AFTER_MS;
 use super::query::state_of;
-use super::{ApplyError, Durable, Ended, Shard};
+use super::{ApplyError, Durable, Ended, PendingEvent, Shard};
 use crate::effects::{Effects, Refusal, ReplyBody, Ticket};
 use crate::far::{Key, RunId};
 use crate::groups::GroupId;
@@ -28,6 +28,13 @@ pub(super) struct Rescheduling {
     pub(super) group: Option<GroupId>,
     /// Records on their way.
     records: u32,
+}
+
+impl Rescheduling {
+    /// Of an event that is logged as due then, and as having left its group.
+    pub(super) fn leaving(due: WallMs, forward: Forward) -> Rescheduling {
+        Rescheduling { due, forward, group: None, records: 1 }
+    }
 }
 
 /// A pending event, as it will be once what is on its way is durable.
@@ -53,6 +60,13 @@ impl Durable {
     /// How often a pending event in memory was rescheduled.
     pub(super) fn version(&self, sequence: Sequence) -> u64 {
         self.forwards.get(&sequence).map_or(0, |forward| forward.version)
+    }
+
+    /// An event's due time as its id says.
+    pub(super) fn schedule_time(&self, sequence: Sequence, entry: &Entry) -> WallMs {
+        let forward = self.forwards.get(&sequence).copied();
+        let bytes = self.payloads.event(entry.location);
+        PendingEvent { bytes, due: entry.due, topic: entry.topic, forward }.schedule_time()
     }
 }
 
@@ -120,8 +134,10 @@ impl Shard {
 
     fn cancel_held(&mut self, ticket: Ticket, sequence: Sequence, held: Held, out: &mut Effects) {
         let group = self.group_of(sequence);
-        // What is cancelled with its group is so for itself from now on, whether its time has come or not.
-        if held.due <= self.volatile.now.wall && !self.is_cancelled_in(group, sequence) {
+        let fate = self.fate_in(group, sequence);
+        // What is cancelled or paused with its group can be cancelled by itself, whether its time has come or not.
+        let is_held = fate.is_cancelled || fate.is_paused;
+        if held.due.plus_ms(fate.postponed_ms) <= self.volatile.now.wall && !is_held {
             let (state, attempt) = self.progress_of(sequence);
             let verdict = ReplyBody::Cancelled(CancelVerdict::TooLate { state, attempt });
             return reply(ticket, verdict, held.in_flight, out);
@@ -158,9 +174,13 @@ impl Shard {
             Source::Log => self.group_of(sequence),
             Source::Run { topic, event, .. } => self.group_of_event(*topic, sequence, event),
         };
-        if self.is_cancelled_in(group, sequence) {
+        let fate = self.fate_in(group, sequence);
+        if fate.is_cancelled {
             let waits = held.in_flight || group.is_some_and(|id| self.volatile.grouping.is_deciding(id));
             return reply(ticket, ReplyBody::Rescheduled(RescheduleVerdict::NotFound), waits, out);
+        }
+        if fate.postponed_ms > 0 && now < held.due.plus_ms(fate.postponed_ms) {
+            return out.reply(ticket, ReplyBody::Refused(postponed()));
         }
         if held.due <= now {
             let (state, attempt) = self.progress_of(sequence);
@@ -177,7 +197,7 @@ impl Shard {
         let due = due.clamp(now, WALL_MAX.max(now));
         let forward = Forward { schedule_time: held.schedule_time, version: held.version + 1 };
         match source {
-            Source::Log => out.log().rescheduled(sequence, due, forward),
+            Source::Log => out.log().rescheduled(sequence, due, forward, None),
             Source::Run { run, topic, event } => {
                 self.volatile.accepted_bytes += event.len();
                 out.log().rescheduled_in_run(run, topic, (held.due, sequence), due, forward, &event);
@@ -271,6 +291,15 @@ impl Shard {
         self.volatile.rescheduling.remove(&sequence);
         let entry = self.durable.table.get(sequence).expect("it was rescheduled, and so it is pending");
         self.schedule(entry.due, sequence, entry.location.event_len());
+    }
+}
+
+fn postponed() -> Refusal {
+    Refusal {
+        code: ErrorCode::PostponedWithGroup,
+        message: "the event is postponed with its group: take that back first, or postpone the group further"
+            .into(),
+        retry_after_ms: 0,
     }
 }
 

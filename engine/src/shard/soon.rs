@@ -6,8 +6,9 @@
 //! when its time comes near. Of runs the footers say how many events of which topics each block has, and when the first
 //! of them is due.
 //!
-//! A moment that lies in a slot or block divides it in proportion, and the count is not exact then. Nor is it while events are
-//! cancelled with their group: they are counted until their time comes, and nothing says when that is but they themselves.
+//! A moment that lies in a slot or block divides it in proportion, and the count is not exact then. Nor is it while an
+//! operation on a group holds events: they are counted as they would come without it, as nothing tells when that is but they
+//! themselves.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -287,7 +288,7 @@ impl Shard {
             TopicId(0) => self.durable.table.len() as u64,
             topic => self.durable.copies.pending_of(topic),
         };
-        let has_cancelled = self.durable.groups.cancelled_of(topic) > 0;
+        let is_held = self.durable.groups.has_held(topic);
         let due_in_memory = pending as i64 - (memory.all - memory.counts[0]);
         let counts = (0..DUE_WITHIN_MS.len())
             .map(|at| {
@@ -297,8 +298,7 @@ impl Shard {
                     _ => within(&memory) + within(&runs),
                 };
                 let is_exact = |by: &By| by.exact[at] && by.exact[0];
-                let (count, exact) =
-                    (count.max(0) as u64, !has_cancelled && is_exact(&memory) && is_exact(&runs));
+                let (count, exact) = (count.max(0) as u64, !is_held && is_exact(&memory) && is_exact(&runs));
                 DueCount { within_ms: DUE_WITHIN_MS[at], count, exact }
             })
             .collect();

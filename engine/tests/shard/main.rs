@@ -6,6 +6,7 @@ mod control;
 mod delivery;
 mod far;
 mod groups;
+mod groups_model;
 mod lane;
 mod listing;
 mod misfire;

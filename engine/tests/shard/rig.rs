@@ -544,8 +544,19 @@ impl Rig {
 
     /// Asks for an operation on a group, of shard 0.
     pub(crate) fn operate(&mut self, topic: TopicId, group: &str, act: GroupAct, epoch: u64) -> Ticket {
+        self.operate_by(topic, group, (act, 0), epoch)
+    }
+
+    /// The same, with by how much a postponement postpones.
+    pub(crate) fn operate_by(
+        &mut self,
+        topic: TopicId,
+        group: &str,
+        (act, by_ms): (GroupAct, u64),
+        epoch: u64,
+    ) -> Ticket {
         let (shard, group) = (ShardId(0), group.to_owned());
-        self.query(Query::Group(GroupOperation { shard, topic, group, act, epoch }))
+        self.query(Query::Group(GroupOperation { shard, topic, group, act, epoch, by_ms }))
     }
 
     pub(crate) fn group_answer(&mut self, ticket: Ticket) -> Option<GroupAnswer> {

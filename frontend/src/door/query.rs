@@ -1,8 +1,8 @@
 //! Questions about what is pending, and operations on groups: each to one shard.
 
-use escapement_protocol::ErrorCode;
 use escapement_protocol::event::KEY_SIZE_BYTES_MAX;
 use escapement_protocol::frame::{Frame, GroupAct, GroupOperation, Query, QueryAnswer};
+use escapement_protocol::{DELAY_MS_MAX, ErrorCode};
 
 use super::{ANSWERS_SIZE_BYTES_MAX, Backend, Door, REQUESTS_MAX, Refusal, Waiting, refusal, too_many};
 
@@ -83,6 +83,13 @@ fn fault_of(operation: &GroupOperation) -> Option<&'static str> {
     }
     if operation.epoch == 0 && operation.act != GroupAct::Read {
         return Some("an operation has an epoch, which is not 0: choose one that this group never had");
+    }
+    let is_by = (1..=DELAY_MS_MAX).contains(&operation.by_ms);
+    if operation.act == GroupAct::Postpone && !is_by {
+        return Some("events are postponed by 1 ms to ten years");
+    }
+    if operation.act != GroupAct::Postpone && operation.by_ms != 0 {
+        return Some("only what postpones events says by how much");
     }
     None
 }

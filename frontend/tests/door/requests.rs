@@ -281,7 +281,7 @@ fn an_operation_on_a_group_is_asked_of_its_shard_and_refused_where_it_cannot_be_
     let mut peer = Peer::new(2);
     let cancel = |shard, group: &str, epoch| {
         let (shard, topic, group) = (ShardId(shard), TopicId(3), group.to_owned());
-        Query::Group(GroupOperation { shard, topic, group, act: GroupAct::Cancel, epoch })
+        Query::Group(GroupOperation { shard, topic, group, act: GroupAct::Cancel, epoch, by_ms: 0 })
     };
     let ask = |request, query: &Query| Frame::Query { request, query: query.clone() };
     let operation = cancel(1, "account-7", 9);
@@ -292,6 +292,7 @@ fn an_operation_on_a_group_is_asked_of_its_shard_and_refused_where_it_cannot_be_
         verdict: GroupVerdict::Cancelled,
         count: 5,
         pending: 0,
+        paused: 0,
         cancelled: 5,
         operations: Vec::new(),
     });
@@ -299,7 +300,14 @@ fn an_operation_on_a_group_is_asked_of_its_shard_and_refused_where_it_cannot_be_
     assert_eq!(peer.frames(), [format!("{:?}", Frame::QueryReply { request: 8, answer })]);
 
     let long = "g".repeat(256);
-    for bad in [cancel(1, "", 9), cancel(1, &long, 9), cancel(1, "g", 0), cancel(SHARDS, "g", 9)] {
+    let by = |act, by_ms| {
+        let Query::Group(operation) = cancel(1, "g", 9) else { panic!("an operation") };
+        Query::Group(GroupOperation { act, by_ms, ..operation })
+    };
+    let bad = [cancel(1, "", 9), cancel(1, &long, 9), cancel(1, "g", 0), cancel(SHARDS, "g", 9)];
+    let wrongly_by =
+        [by(GroupAct::Postpone, 0), by(GroupAct::Postpone, DELAY_MS_MAX + 1), by(GroupAct::Pause, 1)];
+    for bad in bad.into_iter().chain(wrongly_by) {
         assert_eq!(peer.send(0, &ask(9, &bad)), Ok(()));
         assert_eq!(peer.error(), (9, ErrorCode::InvalidSettings));
     }

@@ -17,13 +17,19 @@ pub enum GroupAct {
     Undo = 2,
     /// Only say how the group stands. The epoch means nothing.
     Read = 3,
+    /// Let what is pending and was not handed out wait, whether its time comes or not, until that is taken back.
+    Pause = 4,
+    /// Let it be due later.
+    Postpone = 5,
 }
 
 impl GroupAct {
     /// Reads the wire's code.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
-        [Self::Cancel, Self::Undo, Self::Read].into_iter().find(|act| *act as u8 == code)
+        [Self::Cancel, Self::Undo, Self::Read, Self::Pause, Self::Postpone]
+            .into_iter()
+            .find(|act| *act as u8 == code)
     }
 }
 
@@ -38,8 +44,10 @@ pub struct GroupOperation {
     pub group: String,
     /// What is to be done.
     pub act: GroupAct,
-    /// Names a cancellation over all shards: chosen by the client, not 0, never used before for this group.
+    /// Names an operation over all shards: chosen by the client, not 0, never used before for this group.
     pub epoch: u64,
+    /// How much later events are due that are postponed: from 1 to [`DELAY_MS_MAX`](crate::DELAY_MS_MAX); else 0.
+    pub by_ms: u64,
 }
 
 /// What became of a request. The number travels on the wire.
@@ -54,13 +62,19 @@ pub enum GroupVerdict {
     NotFound = 3,
     /// Nothing was asked for but the counts.
     Read = 4,
+    /// The pause is in force, and took `count` events.
+    Paused = 5,
+    /// The postponement is in force, and took `count` events.
+    Postponed = 6,
 }
 
 impl GroupVerdict {
     /// Reads the wire's code.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
-        [Self::Cancelled, Self::Undone, Self::NotFound, Self::Read].into_iter().find(|v| *v as u8 == code)
+        [Self::Cancelled, Self::Undone, Self::NotFound, Self::Read, Self::Paused, Self::Postponed]
+            .into_iter()
+            .find(|verdict| *verdict as u8 == code)
     }
 }
 
@@ -73,6 +87,8 @@ pub struct GroupAnswer {
     pub count: u64,
     /// Events of the group that are pending and were not handed out, cancelled ones left out.
     pub pending: u64,
+    /// Of these, such as are paused.
+    pub paused: u64,
     /// Events of the group that are cancelled and can be brought back.
     pub cancelled: u64,
     /// Operations that the shard remembers, the oldest first; at most [`GROUP_EPOCH_COUNT_MAX`].
@@ -88,20 +104,40 @@ pub struct GroupEpoch {
     pub taken: u64,
     /// Of these, such as it still holds and would give back.
     pub left: u64,
+    /// How much later they are due, where it postpones them; else 0.
+    pub by_ms: u64,
+    /// What it does: [`GroupAct::Cancel`], `Pause` or `Postpone`.
+    pub act: GroupAct,
+    /// Whether it was taken back.
+    pub is_undone: bool,
 }
 
 impl Fixed for GroupEpoch {
-    fixed_size!(24);
+    fixed_size!(40);
 
-    fn from_wire(bytes: &[u8; 24]) -> Option<Self> {
-        Some(GroupEpoch { epoch: u64_at(bytes, 0), taken: u64_at(bytes, 8), left: u64_at(bytes, 16) })
+    fn from_wire(bytes: &[u8; 40]) -> Option<Self> {
+        let [.., act, is_undone, 0, 0, 0, 0, 0, 0] = *bytes else { return None };
+        let is_operation = |act: &GroupAct| !matches!(act, GroupAct::Undo | GroupAct::Read);
+        Some(GroupEpoch {
+            epoch: u64_at(bytes, 0),
+            taken: u64_at(bytes, 8),
+            left: u64_at(bytes, 16),
+            by_ms: u64_at(bytes, 24),
+            act: GroupAct::from_code(act).filter(is_operation)?,
+            is_undone: match is_undone {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+        })
     }
 
-    fn to_wire(self) -> [u8; 24] {
-        let mut out = [0; 24];
-        put(&mut out, 0, self.epoch.to_le_bytes());
-        put(&mut out, 8, self.taken.to_le_bytes());
-        put(&mut out, 16, self.left.to_le_bytes());
+    fn to_wire(self) -> [u8; 40] {
+        let mut out = [0; 40];
+        for (at, number) in [self.epoch, self.taken, self.left, self.by_ms].into_iter().enumerate() {
+            put(&mut out, 8 * at, number.to_le_bytes());
+        }
+        put(&mut out, 32, [self.act as u8, u8::from(self.is_undone)]);
         out
     }
 }

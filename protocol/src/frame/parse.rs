@@ -154,6 +154,7 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 group: text(table.group()),
                 act: GroupAct::from_code(table.act()).ok_or("it asks for no known act")?,
                 epoch: table.epoch(),
+                by_ms: table.by_ms(),
             };
             Frame::Query { request: table.request(), query: Query::Group(operation) }
         }
@@ -164,6 +165,7 @@ fn parse(kind: FrameKind, body: &[u8]) -> Parsed<Frame<'_>> {
                 verdict: GroupVerdict::from_code(table.verdict()).ok_or("its verdict is none")?,
                 count: table.count(),
                 pending: table.pending(),
+                paused: table.paused(),
                 cancelled: table.cancelled(),
                 operations: operations.iter().collect(),
             };

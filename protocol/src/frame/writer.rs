@@ -249,10 +249,10 @@ fn build_query(b: &mut Builder, request: u64, query: &Query) {
             let root = wire::ListEvents::create(b, &args);
             b.finish_minimal(root);
         }
-        Query::Group(GroupOperation { shard, topic, group, act, epoch }) => {
-            let (shard, topic_id, act, epoch) = (shard.0, topic.0, *act as u8, *epoch);
+        Query::Group(GroupOperation { shard, topic, group, act, epoch, by_ms }) => {
+            let (shard, topic_id, act, epoch, by_ms) = (shard.0, topic.0, *act as u8, *epoch, *by_ms);
             let group = Some(b.create_string(group));
-            let args = wire::GroupOperationArgs { request, shard, act, topic_id, epoch, group };
+            let args = wire::GroupOperationArgs { request, shard, act, topic_id, epoch, group, by_ms };
             let root = wire::GroupOperation::create(b, &args);
             b.finish_minimal(root);
         }
@@ -307,12 +307,19 @@ fn build_query_reply(b: &mut Builder, request: u64, answer: &QueryAnswer) {
             let root = wire::ListEventsReply::create(b, &args);
             b.finish_minimal(root);
         }
-        QueryAnswer::Group(GroupAnswer { verdict, count, pending, cancelled, operations }) => {
+        QueryAnswer::Group(answer) => {
+            let GroupAnswer { verdict, count, pending, paused, cancelled, ref operations } = *answer;
             let operations = structs(b, Items::from(operations.as_slice()), wire::GroupEpoch);
-            let (verdict, count) = (*verdict as u8, *count);
-            let (pending, cancelled) = (*pending, *cancelled);
-            let args =
-                wire::GroupOperationReplyArgs { request, verdict, count, pending, cancelled, operations };
+            let verdict = verdict as u8;
+            let args = wire::GroupOperationReplyArgs {
+                request,
+                verdict,
+                count,
+                pending,
+                cancelled,
+                operations,
+                paused,
+            };
             let root = wire::GroupOperationReply::create(b, &args);
             b.finish_minimal(root);
         }

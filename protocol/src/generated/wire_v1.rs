@@ -1327,10 +1327,10 @@ impl<'a> ResultItem {
 // struct GroupEpoch, aligned to 8
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq)]
-pub struct GroupEpoch(pub [u8; 24]);
+pub struct GroupEpoch(pub [u8; 40]);
 impl Default for GroupEpoch { 
   fn default() -> Self { 
-    Self([0; 24])
+    Self([0; 40])
   }
 }
 impl ::core::fmt::Debug for GroupEpoch {
@@ -1339,6 +1339,11 @@ impl ::core::fmt::Debug for GroupEpoch {
       .field("epoch", &self.epoch())
       .field("taken", &self.taken())
       .field("left", &self.left())
+      .field("by_ms", &self.by_ms())
+      .field("act", &self.act())
+      .field("is_undone", &self.is_undone())
+      .field("pad", &self.pad())
+      .field("pad2", &self.pad2())
       .finish()
   }
 }
@@ -1386,11 +1391,21 @@ impl<'a> GroupEpoch {
     epoch: u64,
     taken: u64,
     left: u64,
+    by_ms: u64,
+    act: u8,
+    is_undone: u8,
+    pad: u16,
+    pad2: u32,
   ) -> Self {
-    let mut s = Self([0; 24]);
+    let mut s = Self([0; 40]);
     s.set_epoch(epoch);
     s.set_taken(taken);
     s.set_left(left);
+    s.set_by_ms(by_ms);
+    s.set_act(act);
+    s.set_is_undone(is_undone);
+    s.set_pad(pad);
+    s.set_pad2(pad2);
     s
   }
 
@@ -1477,6 +1492,151 @@ impl<'a> GroupEpoch {
         &x_le as *const _ as *const u8,
         self.0[16..].as_mut_ptr(),
         ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn by_ms(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_by_ms(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn act(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[32..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_act(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[32..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn is_undone(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[33..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_is_undone(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[33..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn pad(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[34..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_pad(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[34..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn pad2(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[36..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_pad2(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[36..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }
@@ -6389,6 +6549,7 @@ impl<'a> GroupOperation<'a> {
   pub const VT_TOPIC_ID: ::flatbuffers::VOffsetT = 10;
   pub const VT_EPOCH: ::flatbuffers::VOffsetT = 12;
   pub const VT_GROUP: ::flatbuffers::VOffsetT = 14;
+  pub const VT_BY_MS: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6400,6 +6561,7 @@ impl<'a> GroupOperation<'a> {
     args: &'args GroupOperationArgs<'args>
   ) -> ::flatbuffers::WIPOffset<GroupOperation<'bldr>> {
     let mut builder = GroupOperationBuilder::new(_fbb);
+    builder.add_by_ms(args.by_ms);
     builder.add_epoch(args.epoch);
     builder.add_request(args.request);
     if let Some(x) = args.group { builder.add_group(x); }
@@ -6452,6 +6614,13 @@ impl<'a> GroupOperation<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GroupOperation::VT_GROUP, None)}
   }
+  #[inline]
+  pub fn by_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperation::VT_BY_MS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for GroupOperation<'_> {
@@ -6466,6 +6635,7 @@ impl ::flatbuffers::Verifiable for GroupOperation<'_> {
      .visit_field::<u32>("topic_id", Self::VT_TOPIC_ID, false)?
      .visit_field::<u64>("epoch", Self::VT_EPOCH, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("group", Self::VT_GROUP, false)?
+     .visit_field::<u64>("by_ms", Self::VT_BY_MS, false)?
      .finish();
     Ok(())
   }
@@ -6477,6 +6647,7 @@ pub struct GroupOperationArgs<'a> {
     pub topic_id: u32,
     pub epoch: u64,
     pub group: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub by_ms: u64,
 }
 impl<'a> Default for GroupOperationArgs<'a> {
   #[inline]
@@ -6488,6 +6659,7 @@ impl<'a> Default for GroupOperationArgs<'a> {
       topic_id: 0,
       epoch: 0,
       group: None,
+      by_ms: 0,
     }
   }
 }
@@ -6522,6 +6694,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupOperationBuilder<'a, 'b,
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GroupOperation::VT_GROUP, group);
   }
   #[inline]
+  pub fn add_by_ms(&mut self, by_ms: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperation::VT_BY_MS, by_ms, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupOperationBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     GroupOperationBuilder {
@@ -6545,6 +6721,7 @@ impl ::core::fmt::Debug for GroupOperation<'_> {
       ds.field("topic_id", &self.topic_id());
       ds.field("epoch", &self.epoch());
       ds.field("group", &self.group());
+      ds.field("by_ms", &self.by_ms());
       ds.finish()
   }
 }
@@ -6570,6 +6747,7 @@ impl<'a> GroupOperationReply<'a> {
   pub const VT_PENDING: ::flatbuffers::VOffsetT = 10;
   pub const VT_CANCELLED: ::flatbuffers::VOffsetT = 12;
   pub const VT_OPERATIONS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_PAUSED: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6581,6 +6759,7 @@ impl<'a> GroupOperationReply<'a> {
     args: &'args GroupOperationReplyArgs<'args>
   ) -> ::flatbuffers::WIPOffset<GroupOperationReply<'bldr>> {
     let mut builder = GroupOperationReplyBuilder::new(_fbb);
+    builder.add_paused(args.paused);
     builder.add_cancelled(args.cancelled);
     builder.add_pending(args.pending);
     builder.add_count(args.count);
@@ -6633,6 +6812,13 @@ impl<'a> GroupOperationReply<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, GroupEpoch>>>(GroupOperationReply::VT_OPERATIONS, None)}
   }
+  #[inline]
+  pub fn paused(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupOperationReply::VT_PAUSED, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for GroupOperationReply<'_> {
@@ -6647,6 +6833,7 @@ impl ::flatbuffers::Verifiable for GroupOperationReply<'_> {
      .visit_field::<u64>("pending", Self::VT_PENDING, false)?
      .visit_field::<u64>("cancelled", Self::VT_CANCELLED, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, GroupEpoch>>>("operations", Self::VT_OPERATIONS, false)?
+     .visit_field::<u64>("paused", Self::VT_PAUSED, false)?
      .finish();
     Ok(())
   }
@@ -6658,6 +6845,7 @@ pub struct GroupOperationReplyArgs<'a> {
     pub pending: u64,
     pub cancelled: u64,
     pub operations: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, GroupEpoch>>>,
+    pub paused: u64,
 }
 impl<'a> Default for GroupOperationReplyArgs<'a> {
   #[inline]
@@ -6669,6 +6857,7 @@ impl<'a> Default for GroupOperationReplyArgs<'a> {
       pending: 0,
       cancelled: 0,
       operations: None,
+      paused: 0,
     }
   }
 }
@@ -6703,6 +6892,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupOperationReplyBuilder<'a
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GroupOperationReply::VT_OPERATIONS, operations);
   }
   #[inline]
+  pub fn add_paused(&mut self, paused: u64) {
+    self.fbb_.push_slot::<u64>(GroupOperationReply::VT_PAUSED, paused, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupOperationReplyBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     GroupOperationReplyBuilder {
@@ -6726,6 +6919,7 @@ impl ::core::fmt::Debug for GroupOperationReply<'_> {
       ds.field("pending", &self.pending());
       ds.field("cancelled", &self.cancelled());
       ds.field("operations", &self.operations());
+      ds.field("paused", &self.paused());
       ds.finish()
   }
 }

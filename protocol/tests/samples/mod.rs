@@ -280,17 +280,27 @@ fn query_frames() -> Vec<(&'static str, Frame<'static>)> {
         shard: ShardId(1),
         topic: TopicId(3),
         group: "account-7".to_owned(),
-        act: GroupAct::Cancel,
+        act: GroupAct::Postpone,
         epoch: 1_800_000_000_123,
+        by_ms: 600_000,
     };
     let group = GroupAnswer {
-        verdict: GroupVerdict::Cancelled,
+        verdict: GroupVerdict::Postponed,
         count: 100_000_000,
-        pending: 0,
-        cancelled: 100_000_005,
+        pending: 100_000_007,
+        paused: 7,
+        cancelled: 5,
         operations: vec![
-            GroupEpoch { epoch: 3, taken: 9, left: 5 },
-            GroupEpoch { epoch: 1_800_000_000_123, taken: 100_000_000, left: 100_000_000 },
+            GroupEpoch { epoch: 3, taken: 9, left: 5, by_ms: 0, act: GroupAct::Cancel, is_undone: false },
+            GroupEpoch { epoch: 4, taken: 8, left: 0, by_ms: 0, act: GroupAct::Pause, is_undone: true },
+            GroupEpoch {
+                epoch: 1_800_000_000_123,
+                taken: 100_000_000,
+                left: 100_000_000,
+                by_ms: 600_000,
+                act: GroupAct::Postpone,
+                is_undone: false,
+            },
         ],
     };
     let answered = |answer| Frame::QueryReply { request: 7, answer };

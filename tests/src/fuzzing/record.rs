@@ -1,7 +1,7 @@
 //! Log records: what parses can be walked to its end, and says the same after it was written again.
 
 use escapement_engine::far::RunId;
-use escapement_engine::groups::{Group, GroupId, Operation, Stretch};
+use escapement_engine::groups::{Effect, Group, GroupId, Holders, Operation, Stretch};
 use escapement_engine::names::{Name, NameHash};
 use escapement_engine::record::{
     Forward, NameHashes, Record, RecordWriter, RunStatement, TaskProgress, published_events, records,
@@ -105,7 +105,9 @@ fn written(record: &Record<'_>) -> Vec<u8> {
         Record::CancelledInRunOfGroup { run, key, topic, group } => {
             writer.cancelled_in_run_of_group(run, key, topic, group);
         }
-        Record::Rescheduled { sequence, due, forward } => writer.rescheduled(sequence, due, forward),
+        Record::Rescheduled { sequence, due, forward, left } => {
+            writer.rescheduled(sequence, due, forward, left);
+        }
         Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event } => {
             writer.rescheduled_in_run(run, topic, (was_due, sequence), due, forward, event);
         }
@@ -197,16 +199,18 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         topic: TopicId(3),
         name: "account-7".into(),
         stretches: [
-            Stretch { upto: Sequence(40), waiting: 3, epoch: 9 },
-            Stretch { upto: Sequence::MAX, waiting: 1, epoch: 0 },
+            Stretch { upto: Sequence(40), waiting: 3, holders: Holders(0b101) },
+            Stretch { upto: Sequence::MAX, waiting: 1, holders: Holders(0) },
         ]
         .into_iter()
         .collect(),
         operations: vec![
-            Operation { epoch: 9, decided: now, taken: 4, undone: None },
-            Operation { epoch: 10, decided: now, taken: 1, undone: Some(1) },
+            Operation { epoch: 9, effect: Effect::Pause, decided: now, taken: 4, undone: None },
+            Operation { epoch: 10, effect: Effect::Cancel, decided: now, taken: 1, undone: Some(1) },
+            Operation { epoch: 11, effect: Effect::Postpone(60_000), decided: now, taken: 3, undone: None },
         ],
     };
+    let rescheduled = |left| Record::Rescheduled { sequence: Sequence(41), due: now, forward, left };
     let of_group = Record::CancelledInRunOfGroup { run, key, topic: TopicId(3), group: id };
 
     let mut seeds = vec![
@@ -240,7 +244,8 @@ pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("moved", moved),
         ("loaded", written(&Record::Loaded { run, first_block: 1, block_count: 2 })),
         ("cancelled-in-run", cancelled),
-        ("rescheduled", written(&Record::Rescheduled { sequence: Sequence(41), due: now, forward })),
+        ("rescheduled", written(&rescheduled(None))),
+        ("rescheduled-left", written(&rescheduled(Some(id)))),
         (
             "rescheduled-in-run",
             written(&Record::RescheduledInRun {

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use escapement_loadgen::auditor::Place as LoadPlace;
 use escapement_loadgen::{Auditor, Pushed, Workload, WorkloadConfig};
-use escapement_protocol::frame::{Accepted, CancelVerdict, PushItem};
+use escapement_protocol::frame::{Accepted, CancelVerdict, GroupAct, PushItem};
 use escapement_protocol::{EventId, EventView, Misfire, Outcome, Sequence, ShardId, WallMs};
 
 use super::plan::Plan;
@@ -22,6 +22,7 @@ use super::publisher::Sending;
 use attempts::{Attempts, Ended};
 use dues::Dues;
 pub(super) use dues::Sent;
+use groups::Holds;
 pub(super) use groups::Operated;
 
 /// Shorter than any attempt's deadline.
@@ -72,7 +73,7 @@ struct Place {
     last_push: Option<(u32, u64)>,
     dues: Dues,
     /// Operations on its group that certainly hold it.
-    held: BTreeSet<u64>,
+    held: Holds,
     tasks: Vec<Task>,
 }
 
@@ -87,8 +88,8 @@ struct Published {
     topic: usize,
     answered: bool,
     group: Option<usize>,
-    /// Operations on its group that may hold it, or have ended it.
-    holds: BTreeSet<u64>,
+    /// Operations on its group that may hold it, or have ended it, or have changed when it is due.
+    holds: Holds,
     /// Whether there ever was one.
     was_held: bool,
     /// Subscriptions that existed, acknowledged, before it was sent.
@@ -144,7 +145,7 @@ pub(super) struct Judge {
     missed_until_ms: u64,
     /// What the node's clock said in each turn of this start, and when, in ns.
     walls: Vec<(u64, u64)>,
-    /// Cancellations of groups that have no answer yet.
+    /// Operations on groups that have no answer yet.
     operations: Vec<Operated>,
     /// Of all of them, those that somebody asked to take back.
     taken_back: BTreeSet<u64>,
@@ -242,7 +243,7 @@ impl Judge {
             topic,
             answered: false,
             group,
-            holds: BTreeSet::new(),
+            holds: Holds::default(),
             was_held: false,
             owed: owed.collect(),
         };
@@ -350,9 +351,8 @@ impl Judge {
         if place.cancel == Cancel::Cancelled {
             return self.breach(format!("event {n} at {key:?} was pushed after it was cancelled"));
         }
-        if let Some(epoch) = place.held.first() {
-            let what = format!("event {n} at {key:?} was pushed after operation {epoch} on its group");
-            return self.breach(what);
+        if let Some(what) = self.is_held_back(key, push.due_ms) {
+            return self.breach(format!("event {n} at {key:?} was pushed {what}"));
         }
         self.judge_names(n);
         let Some(place) = self.places.get_mut(&key) else { return };
@@ -546,7 +546,7 @@ impl Judge {
         let published = &self.events[&place.n];
         place.acked.is_some()
             && place.cancel == Cancel::No
-            && published.holds.is_empty()
+            && !published.holds.has(GroupAct::Cancel)
             && !self.may_have_expired(place.n)
             && self.open_tasks(place, published).next().is_some()
     }

@@ -78,8 +78,10 @@ pub(super) struct Plan {
     /// Whether somebody reads what is pending.
     pub(super) reads: bool,
     pub(super) reschedules: bool,
-    /// Whether events have groups, and somebody cancels these and takes that back.
+    /// Whether events have groups, and somebody cancels, pauses and postpones these and takes that back.
     pub(super) groups: bool,
+    /// Whether groups are only cancelled, of which more is known then.
+    pub(super) only_cancels_groups: bool,
     pub(super) memory_bytes_max: usize,
     /// How far ahead of their time events are kept in memory, in ms.
     pub(super) horizon_ms: u64,
@@ -284,6 +286,7 @@ impl Plan {
             // Without a number of those that the rest is drawn from.
             reschedules: matches!(seed % 11, 0 | 2 | 5 | 8),
             groups,
+            only_cancels_groups: seed.is_multiple_of(2),
             memory_bytes_max: pick(rng, &[64 << 20, 64 << 20, 1 << 20]),
             horizon_ms,
             run_size_bytes: pick(&mut own, &[500, 4_000, 30_000]),

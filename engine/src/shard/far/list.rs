@@ -150,7 +150,7 @@ impl Shard {
                 let forwarded = footer.forwarded(sequence);
                 let candidate = Candidate {
                     sequence,
-                    due,
+                    due: self.durable.due_with_group(entry.topic, sequence, entry.event, due),
                     schedule_time: forwarded.map_or(due, |forwarded| forwarded.forward.schedule_time),
                     topic: entry.topic,
                     place: EventPlace::Run,

@@ -41,6 +41,8 @@ pub(in crate::shard) struct LookUp {
 /// What a block says of an event.
 struct Found {
     topic: TopicId,
+    /// Later than its own due time where it is postponed with its group, durably.
+    due: WallMs,
     size_bytes: u32,
     /// The group that it waits in.
     group: Option<GroupId>,
@@ -173,10 +175,10 @@ impl Shard {
                 }
                 Aim::Get { .. } if found.is_cancelled => out.reply(ticket, aim.not_found()),
                 Aim::Get { .. } => {
-                    let Found { topic, size_bytes, bytes, .. } = found;
+                    let Found { topic, due, size_bytes, bytes, .. } = found;
                     let place = EventPlace::Run;
                     let version = self.durable.runs.get(run).map_or(0, |run| run.version_of(event.sequence));
-                    let known = Known { due: key.0, topic, size_bytes, place, tasks: &[], version };
+                    let known = Known { due, topic, size_bytes, place, tasks: &[], version };
                     let answer = self.detail(event, known, bytes);
                     out.reply(ticket, ReplyBody::Answered(answer));
                 }
@@ -204,6 +206,7 @@ impl Shard {
         let entry = parsed.map_err(|damage| RunError::Damaged(run, damage))?.entries().find(|e| e.key == key);
         Ok(entry.map(|entry| Found {
             topic: entry.topic,
+            due: self.durable.due_with_group(entry.topic, key.1, entry.event, key.0),
             size_bytes: entry.event.len() as u32,
             group: self.group_of_event(entry.topic, key.1, entry.event),
             is_cancelled: self.durable.is_cancelled_with_group(entry.topic, key.1, entry.event),

@@ -1,6 +1,6 @@
 //! What there is to say of a record.
 
-use escapement_engine::groups::GroupId;
+use escapement_engine::groups::{Effect, GroupId, Operation};
 use escapement_engine::record::{Record, RunStatement};
 use serde_json::{Value, json};
 
@@ -9,6 +9,15 @@ use crate::cli::moment::rfc3339;
 /// What stands for a group where its name is not said.
 fn group_name(GroupId([low, high]): GroupId) -> String {
     format!("{high:016x}{low:016x}")
+}
+
+fn operation(Operation { epoch, effect, taken, undone, .. }: &Operation) -> Value {
+    let (what, by_ms) = match effect {
+        Effect::Cancel => ("cancel", 0),
+        Effect::Pause => ("pause", 0),
+        Effect::Postpone(by_ms) => ("postpone", *by_ms),
+    };
+    json!({ "epoch": epoch, "act": what, "by_ms": by_ms, "taken": taken, "undone": undone.is_some() })
 }
 
 /// A record's name, and what there is to say of it.
@@ -28,11 +37,11 @@ pub(super) fn describe(record: &Record<'_>) -> (&'static str, Value) {
                 "version": forward.map_or(0, |forward| forward.version), "bytes": event.len(),
             }),
         ),
-        Record::Rescheduled { sequence, due, forward } => (
+        Record::Rescheduled { sequence, due, forward, left } => (
             "rescheduled",
             json!({
                 "sequence": sequence.0, "due": rfc3339(*due), "version": forward.version,
-                "schedule_time": rfc3339(forward.schedule_time),
+                "schedule_time": rfc3339(forward.schedule_time), "left_group": left.map(group_name),
             }),
         ),
         Record::RescheduledInRun { run, topic, sequence, was_due, due, forward, event } => (
@@ -82,10 +91,10 @@ pub(super) fn describe(record: &Record<'_>) -> (&'static str, Value) {
             json!({
                 "topic": group.topic.0, "group": group.name,
                 "waiting": group.stretches.iter().map(|stretch| stretch.waiting).sum::<u64>(),
-                "cancelled_by": group.stretches.iter().filter(|stretch| stretch.epoch != 0)
-                    .map(|stretch| json!({ "epoch": stretch.epoch, "events": stretch.waiting }))
+                "stretches": group.stretches.iter()
+                    .map(|stretch| json!({ "events": stretch.waiting, "held_by": format!("{:b}", stretch.holders.0) }))
                     .collect::<Vec<_>>(),
-                "operations": group.operations.iter().map(|operation| operation.epoch).collect::<Vec<_>>(),
+                "operations": group.operations.iter().map(operation).collect::<Vec<_>>(),
             }),
         ),
         Record::GroupLeft { group, is_cancelled, sequences } => (

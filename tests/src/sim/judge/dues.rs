@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use escapement_protocol::frame::RescheduleVerdict;
+use escapement_protocol::frame::{GroupAct, RescheduleVerdict};
 
-use super::{Judge, Key};
+use super::{Holds, Judge, Key};
 
 /// A rescheduling that was asked for, and of which it is not known whether it was carried out, or when.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +27,11 @@ pub(super) struct Dues {
 }
 
 impl Dues {
-    /// Whether the event may be due then, one that was published for `published_ms`.
-    pub(super) fn may_be(&self, due_ms: u64, published_ms: u64) -> bool {
+    /// Whether the event may be due then, one that was published for `published_ms` and may have been postponed with its group.
+    pub(super) fn may_be(&self, due_ms: u64, published_ms: u64, holds: &Holds) -> bool {
         let known_ms = self.known.map_or(published_ms, |(known_ms, _)| known_ms);
-        due_ms == known_ms || self.asked.values().any(|asked| asked.least_ms <= due_ms)
+        let is_known = due_ms.checked_sub(known_ms).is_some_and(|later_ms| holds.may_postpone_by(later_ms));
+        is_known || self.asked.values().any(|asked| asked.least_ms <= due_ms)
     }
 
     fn version(&self) -> u64 {
@@ -173,8 +174,13 @@ impl Judge {
         let incarnation = self.incarnation;
         let Some(place) = self.places.get_mut(&key) else { return };
         place.last_push = Some((incarnation, due_ms));
-        let published_ms = self.events[&place.n].due_ms;
-        if !place.dues.may_be(due_ms, published_ms) {
+        let published = &self.events[&place.n];
+        // One that was published late is postponed from when it was accepted, which only its receipt says.
+        let is_late = published.holds.has(GroupAct::Postpone) && due_ms > published.due_ms;
+        let may_be = |from_ms| place.dues.may_be(due_ms, from_ms, &published.holds);
+        let may_be_late =
+            is_late && (place.acked.is_none() || may_be(published.due_ms.max(place.accepted_ms)));
+        if !may_be(published.due_ms) && !may_be_late {
             let what =
                 format!("event {} at {key:?} was pushed as due at {due_ms}: {:?}", place.n, place.dues);
             self.breach(what);
@@ -184,10 +190,11 @@ impl Judge {
     /// An event was recovered as due then, in that version; a version that is not known is none.
     pub(super) fn recovered_due(&self, key: Key, due_ms: u64, version: Option<u64>) -> Option<String> {
         let place = &self.places[&key];
-        let published_ms = self.events[&place.n].due_ms.max(place.accepted_ms);
+        let published = &self.events[&place.n];
+        let published_ms = published.due_ms.max(place.accepted_ms);
         let is_sure = !place.dues.is_untouched();
         let is_back = version.is_some_and(|version| version < place.dues.version());
-        let is_wrong = place.acked.is_some() && !place.dues.may_be(due_ms, published_ms);
+        let is_wrong = place.acked.is_some() && !place.dues.may_be(due_ms, published_ms, &published.holds);
         (is_sure && (is_wrong || is_back)).then(|| {
             format!(
                 "event {} at {key:?} was recovered as due at {due_ms} in version {version:?}: {:?}",

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use escapement_protocol::frame::{Counts, EventDetail, EventPage, ListEvents, ListedEvent, TaskState};
+use escapement_protocol::frame::{
+    Counts, EventDetail, EventPage, GroupAct, ListEvents, ListedEvent, TaskState,
+};
 use escapement_protocol::{EventId, EventView, Sequence, ShardId, TopicId};
 
 use super::super::reader::{Asked, Listing, Owed};
@@ -15,7 +17,8 @@ impl Judge {
 
     /// Whether an event's cancellation was acknowledged.
     pub(in crate::sim) fn is_cancelled(&self, event: EventId) -> bool {
-        self.place_of(event).is_some_and(|place| place.cancel == Cancel::Cancelled || !place.held.is_empty())
+        self.place_of(event)
+            .is_some_and(|place| place.cancel == Cancel::Cancelled || place.held.has(GroupAct::Cancel))
     }
 
     /// Index of an event's topic.
@@ -50,7 +53,7 @@ impl Judge {
     fn sure_due_ms(&self, key: Key) -> Option<u64> {
         let place = &self.places[&key];
         let due_ms = place.dues.known_ms().unwrap_or(self.events[&place.n].due_ms.max(place.accepted_ms));
-        place.dues.is_sure().then_some(due_ms)
+        (place.dues.is_sure() && !self.may_be_postponed(place)).then_some(due_ms)
     }
 
     /// Events that a listing which begins now has to show, if nothing happens to them.
@@ -92,7 +95,9 @@ impl Judge {
         let place = self.place_of(info.id)?;
         let due_ms = self.events[&place.n].due_ms.max(place.accepted_ms);
         let is_known = place.dues.was_known_at(clock.map(|(then_ms, _)| (self.incarnation, then_ms)));
-        let clock = clock.filter(|_| place.dues.is_untouched() && place.acked.is_some());
+        let is_as_published = place.dues.is_untouched() && !self.may_be_postponed(place);
+        let clock = clock.filter(|_| is_as_published && place.acked.is_some());
+        let holds = &self.events[&place.n].holds;
         let is_early = clock.is_some_and(|(_, now_ms)| info.state != TaskState::Scheduled && now_ms < due_ms);
         let is_late =
             clock.is_some_and(|(then_ms, _)| info.state == TaskState::Scheduled && due_ms <= then_ms);
@@ -108,9 +113,9 @@ impl Judge {
             Some("it is of another topic")
         } else if !list.ordering_key.is_empty() && list.ordering_key != key {
             Some("it has another key")
-        } else if place.acked.is_some() && is_known && !place.dues.may_be(info.due.0, due_ms) {
+        } else if place.acked.is_some() && is_known && !place.dues.may_be(info.due.0, due_ms, holds) {
             Some("it is due at another time")
-        } else if !(list.from..list.until).contains(&info.due) {
+        } else if !(list.from..list.until).contains(&info.due) && !self.may_be_postponed(place) {
             Some("it is due at a time that was not asked for")
         } else if is_early || is_late || list.state.is_some_and(|state| state != info.state) {
             Some("it is in another state")
@@ -171,7 +176,8 @@ impl Judge {
         };
         let info = detail.info;
         let is_known = place.dues.was_known_at(clock.map(|(then_ms, _)| (self.incarnation, then_ms)));
-        let clock = clock.filter(|_| place.dues.is_untouched());
+        let clock = clock.filter(|_| place.dues.is_untouched() && !self.may_be_postponed(place));
+        let holds = &self.events[&place.n].holds;
         let is_early = clock.is_some_and(|(_, now_ms)| info.state != TaskState::Scheduled && now_ms < due_ms);
         let is_late =
             clock.is_some_and(|(then_ms, _)| info.state == TaskState::Scheduled && due_ms <= then_ms);
@@ -183,7 +189,7 @@ impl Judge {
             "it was cancelled before"
         } else if info.id != event || topic.is_some_and(|topic| topic != info.topic) || is_another {
             "it is another event"
-        } else if is_known && !place.dues.may_be(info.due.0, due_ms) {
+        } else if is_known && !place.dues.may_be(info.due.0, due_ms, holds) {
             "it is due at another time"
         } else if is_early || is_late {
             "it is in another state"
