@@ -80,7 +80,7 @@ enum Command {
     Reschedule(change::RescheduleArgs),
     /// Make events that are not yet due run at once
     RunNow(change::RunNowArgs),
-    /// Cancel all pending events of a group at once, take that back, or look at the group
+    /// Cancel, pause or postpone all pending events of a group at once, take that back, or look at the group
     #[command(subcommand)]
     Group(group::GroupCommand),
     /// Look into a data directory, without changing it
