@@ -32,6 +32,11 @@ const KEPT: &[(u64, &str)] = &[
         373,
         "topics took turns with sequences that a record was made of before, and events were handed out twice",
     ),
+    (
+        1_899,
+        "a core was listened to while another's shard did not know the topic yet, and refused what came through it",
+    ),
+    (4_115, "a shard that was out while a topic was created called it unknown when shard 0 was out"),
     (236, "a listing was held to a due time that the node told of only afterwards"),
 ];
 

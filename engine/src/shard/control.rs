@@ -1,11 +1,14 @@
 //! Topics and subscriptions: shard 0 decides, every shard's log holds a copy, and the answer waits for all.
 
 use escapement_protocol::settings::{SubscriptionSettings, TopicSettings};
-use escapement_protocol::{ErrorCode, ShardId};
+use escapement_protocol::{ErrorCode, ShardId, TopicId};
 
 use super::Shard;
-use crate::effects::{AdminRequest, Effects, Message, ReplyBody, Ticket};
+use crate::effects::{AdminRequest, Effects, Message, Refusal, ReplyBody, Ticket};
 use crate::record::{Record, RecordWriter, records};
+
+/// How long somebody should wait who was refused for shard 0.
+const RETRY_AFTER_MS: u32 = 1_000;
 
 /// A change on its way.
 #[derive(Debug)]
@@ -65,6 +68,28 @@ impl Shard {
         let versions: Vec<u64> = control.changes.iter().map(|change| change.version).collect();
         for version in versions {
             self.control_durable(out_shard, version, out);
+        }
+    }
+
+    /// The refusal of what names a topic that is not held here.
+    ///
+    /// Only next to shard 0 does that say that there is none: this shard may have been out of service while the topic was
+    /// created, and shard 0 be out now.
+    pub(super) fn unknown_topic(&self, topic: TopicId) -> Refusal {
+        if self.volatile.control.serving.contains(&ShardId(0)) {
+            return Refusal {
+                code: ErrorCode::UnknownTopic,
+                message: format!("no topic has number {}: create it, or look its number up by name", topic.0),
+                retry_after_ms: 0,
+            };
+        }
+        Refusal {
+            code: ErrorCode::Unavailable,
+            message: format!(
+                "shard {} does not know topic {}, and shard 0, which would, is out of service: try again when it is back",
+                self.config.shard.0, topic.0
+            ),
+            retry_after_ms: RETRY_AFTER_MS,
         }
     }
 

@@ -388,8 +388,7 @@ impl Shard {
     pub(super) fn operate_on_group(&mut self, ticket: Ticket, operation: &GroupOperation, out: &mut Effects) {
         let GroupOperation { topic, ref group, act, epoch, by_ms, .. } = *operation;
         if self.durable.registry.topic(topic).is_none() {
-            let message = format!("no topic has number {}", topic.0);
-            return out.refuse(ticket, ErrorCode::UnknownTopic, 0, message);
+            return out.reply(ticket, ReplyBody::Refused(self.unknown_topic(topic)));
         }
         let id = GroupId::of(topic, group);
         let decided = match act {

@@ -240,17 +240,14 @@ impl Shard {
     ) {
         let window_ms = self.durable.dedup_window_ms(topic);
         if window_ms == 0 {
-            let (code, message) = match self.durable.registry.topic(topic) {
-                None => (ErrorCode::UnknownTopic, format!("no topic has number {}", topic.0)),
-                Some(held) => (
-                    ErrorCode::InvalidSettings,
-                    format!(
-                        "topic {:?} has no dedup_window, and keeps no names of events: cancel by event id",
-                        held.settings.name
-                    ),
-                ),
+            let Some(held) = self.durable.registry.topic(topic) else {
+                return out.reply(ticket, ReplyBody::Refused(self.unknown_topic(topic)));
             };
-            return out.refuse(ticket, code, 0, message);
+            let message = format!(
+                "topic {:?} has no dedup_window, and keeps no names of events: cancel by event id",
+                held.settings.name
+            );
+            return out.refuse(ticket, ErrorCode::InvalidSettings, 0, message);
         }
         let is_behind = self.volatile.naming.probing.is_any_of(topic);
         let needed = if is_behind {

@@ -87,12 +87,7 @@ impl Shard {
     ) {
         let now = self.volatile.now;
         let Some(topic_held) = self.durable.registry.topic(topic) else {
-            let refusal = Refusal {
-                code: ErrorCode::UnknownTopic,
-                message: format!("no topic has number {}: create it, or look its number up by name", topic.0),
-                retry_after_ms: 0,
-            };
-            return self.refuse_publish(ticket, count, refusal, out);
+            return self.refuse_publish(ticket, count, self.unknown_topic(topic), out);
         };
         if topic_held.settings.dedup_window_ms > 0 {
             return self.publish_named((ticket, topic), count, events, out);

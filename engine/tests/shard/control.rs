@@ -1,7 +1,9 @@
 //! Topics and subscriptions over several shards.
 
+use escapement_engine::names::NameHash;
 use escapement_engine::{AdminRequest, Input, Message, ReplyBody, owner_of};
 use escapement_protocol::event::Due;
+use escapement_protocol::frame::{GroupAct, GroupOperation, Query};
 use escapement_protocol::settings::TopicSettings;
 use escapement_protocol::{ErrorCode, ShardId, SubscriptionId, SubscriptionSettings, TopicId};
 use escapement_router::{Credit, Detach, HostKey, SessionId};
@@ -250,4 +252,30 @@ fn a_subscription_of_a_shard_that_is_out_gets_the_events_of_the_others() {
     rig.maintain();
     let pushed: Vec<_> = rig.pushes.iter().map(|(from, push)| (*from, push.subscription)).collect();
     assert!(pushed.contains(&(ShardId(0), subscription)), "{pushed:?}");
+}
+
+#[test]
+fn a_shard_that_missed_a_topic_calls_it_unknown_only_next_to_shard_0() {
+    let mut rig = Rig::new(config(2));
+    rig.shard_mut(0).set_serving([ShardId(0)]);
+    let topic = rig.create_topic("t");
+    rig.shard_mut(1).set_serving([ShardId(1)]);
+    let refused = |rig: &mut Rig, topic| {
+        let published = rig.publish(1, topic, &[event(Due::After(0), "e", b"")]);
+        let cancelled = rig.ticket();
+        let name = NameHash::of(topic, b"", b"/default", b"e");
+        rig.step(1, Input::CancelByName { ticket: cancelled, topic, name });
+        let (shard, group) = (ShardId(1), "g".to_owned());
+        let operation = GroupOperation { shard, topic, group, act: GroupAct::Read, epoch: 0, by_ms: 0 };
+        let operated = rig.query(Query::Group(operation));
+        [published, cancelled, operated].map(|ticket| match rig.reply(ticket) {
+            Some(ReplyBody::Refused(refusal)) => (refusal.code, refusal.retry_after_ms > 0),
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(refused(&mut rig, topic), [(ErrorCode::Unavailable, true); 3]);
+    rig.crash();
+    rig.sync();
+    assert_eq!(refused(&mut rig, TopicId(99)), [(ErrorCode::UnknownTopic, false); 3]);
+    rig.published(1, topic, event(Due::After(0), "e", b""));
 }

@@ -62,6 +62,21 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     }
 }
 
+impl<S> Inside<S> {
+    /// The refusal of a name that nothing held here has. Only where shard 0 serves does that say that nothing has it: the
+    /// shards here may have been out of service when it was given.
+    fn unknown(&self, code: ErrorCode, what: &str, name: &str) -> door::Refusal {
+        let name: String = name.chars().take(64).collect();
+        if self.config.epochs.first().is_some_and(Option::is_some) {
+            let message = format!("no {what} is named {name:?}: create it first");
+            return door::Refusal { code, message, retry_after_ms: 0 };
+        }
+        let Refusal { code, message, retry_after_ms } = out::refusal(ShardId(0));
+        let message = format!("no {what} named {name:?} is known without shard 0: {message}");
+        door::Refusal { code, message, retry_after_ms }
+    }
+}
+
 impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
     fn publish(&mut self, ticket: u64, shard: ShardId, topic: TopicId, count: u32, events: &[u8]) {
         let ticket = self.ticket(ticket);
@@ -159,13 +174,13 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
             AdminRequest::GetTopic { name } => {
                 let topic = registry
                     .topic_named(name)
-                    .ok_or_else(|| unknown(ErrorCode::UnknownTopic, "topic", name))?;
+                    .ok_or_else(|| self.unknown(ErrorCode::UnknownTopic, "topic", name))?;
                 Ok(AdminAnswer::Topic(topic_info(topic)))
             }
             AdminRequest::GetSubscription { name } => {
                 let subscription = registry
                     .subscription_named(name)
-                    .ok_or_else(|| unknown(ErrorCode::UnknownSubscription, "subscription", name))?;
+                    .ok_or_else(|| self.unknown(ErrorCode::UnknownSubscription, "subscription", name))?;
                 Ok(AdminAnswer::Subscription(subscription_info(subscription)))
             }
             AdminRequest::ListTopics(page) => {
@@ -187,7 +202,7 @@ impl<S: Copy + Eq + std::hash::Hash> Backend<S> for Inside<S> {
         let registry = self.registry();
         let subscription = registry
             .subscription_named(name)
-            .ok_or_else(|| unknown(ErrorCode::UnknownSubscription, "subscription", name))?
+            .ok_or_else(|| self.unknown(ErrorCode::UnknownSubscription, "subscription", name))?
             .id;
         let owner = owner_of(subscription, &self.owners);
         let Some(epoch) = self.config.epochs.get(usize::from(owner.0)).copied().flatten() else {
@@ -278,13 +293,4 @@ pub(super) fn refusal(refusal: Refusal) -> door::Refusal {
 pub(super) fn duplicate(duplicate: Duplicate) -> door::Duplicate {
     let Duplicate { index, sequence, schedule_time, accepted } = duplicate;
     door::Duplicate { index, sequence, schedule_time, accepted }
-}
-
-fn unknown(code: ErrorCode, what: &str, name: &str) -> door::Refusal {
-    let name: String = name.chars().take(64).collect();
-    door::Refusal {
-        code,
-        message: format!("no {what} is named {name:?}: create it first"),
-        retry_after_ms: 0,
-    }
 }

@@ -103,6 +103,8 @@ pub enum Parcel {
     Objects(Box<[u8]>),
     /// A shard of the sender has stopped, and nothing more comes from it.
     Out(ShardId),
+    /// The sender's shards know every control object that was acknowledged before the start.
+    CaughtUp,
 }
 
 /// Parcels of one turn for one core, in order.

@@ -14,6 +14,7 @@
 
 mod backend;
 mod bare;
+mod catch_up;
 mod hold;
 mod logged_shard;
 mod mail;
@@ -92,8 +93,7 @@ pub(crate) struct Inside<S> {
     intake_size_bytes: usize,
     /// Bytes of events that this core's shards had matched in turns when it was last looked.
     matched_size_bytes: u64,
-    /// The registry's version that every shard here has to hold before a peer is listened to.
-    least_version: u64,
+    catch_up: catch_up::CatchUp,
     bare: bare::Bare,
     snapshots: hold::Snapshots<S>,
     /// The shards that served at the start: of these, one owns each subscription.
@@ -163,7 +163,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
             replies: VecDeque::new(),
             intake_size_bytes: usize::MAX,
             matched_size_bytes: 0,
-            least_version: 0,
+            catch_up: catch_up::CatchUp::default(),
             bare: bare::Bare::default(),
             snapshots: hold::Snapshots::default(),
             owners,
@@ -223,11 +223,11 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         self.door.finished(stream)
     }
 
-    /// Whether a stream may be read now: publishers wait while the log is behind, and everyone until this core's
-    /// shards know every control object that was acknowledged before the start.
+    /// Whether a stream may be read now: publishers wait while the log is behind, and everyone until the shards of every
+    /// core know every control object that was acknowledged before the start.
     #[must_use]
     pub fn may_read(&self, stream: S) -> bool {
-        if !self.inside.has_caught_up() {
+        if !self.inside.catch_up.is_over() {
             return false;
         }
         !self.door.is_publisher(stream) || (self.inside.intake_open() && !self.door.is_behind(stream))
@@ -289,6 +289,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
                 Parcel::HoldAnswer { snapshot, answer } => self.inside.hold_answered(snapshot, answer),
                 Parcel::Objects(objects) => self.inside.take_objects(&objects),
                 Parcel::Out(shard) => self.inside.shard_out(shard),
+                Parcel::CaughtUp => self.inside.catch_up.other_is_done(),
             }
         }
         self.settle(now);
@@ -344,6 +345,7 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
         for (stream, shard) in self.inside.lost.drain(..) {
             self.door.session_lost(stream, &backend::refusal(out::refusal(shard)));
         }
+        self.inside.notice_caught_up();
         self.inside.now = now;
     }
 
@@ -470,21 +472,6 @@ impl<S: Copy + Eq + std::hash::Hash> Core<S> {
     pub fn hold_registry(&mut self, newest: &Registry) {
         self.inside.hold_registry(newest);
     }
-
-    /// Shards of this core that miss control objects of shard 0's registry, now at `version`, take in `records` of
-    /// them. No peer is listened to before they are durable here. Call once, before the first turn.
-    pub fn catch_up(&mut self, now: Now, version: u64, records: &[u8]) {
-        self.inside.now = now;
-        self.inside.least_version = version;
-        for index in 0..self.inside.shards.len() {
-            let Some(logged) = &self.inside.shards[index] else { continue };
-            if logged.shard().registry().version() < version {
-                let (shard, record) = (logged.id(), records.to_vec());
-                self.inside.step(shard, Input::Message(Message::Control { record }), None);
-            }
-        }
-        self.settle(now);
-    }
 }
 
 impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
@@ -499,11 +486,6 @@ impl<S: Copy + Eq + std::hash::Hash> Inside<S> {
     fn logged_mut(&mut self, shard: ShardId) -> Option<&mut LoggedShard> {
         let index = self.index(shard);
         self.shards.get_mut(index)?.as_mut()
-    }
-
-    fn has_caught_up(&self) -> bool {
-        let knows = |logged: &LoggedShard| logged.shard().registry().version() >= self.least_version;
-        self.shards.iter().flatten().all(|logged| logged.failure().is_some() || knows(logged))
     }
 
     fn intake_open(&self) -> bool {

@@ -1,11 +1,14 @@
-use escapement_engine::ShardConfig;
 use escapement_engine::record::RecordWriter;
+use escapement_engine::{ShardConfig, newest_control};
 use escapement_protocol::event::Due;
-use escapement_protocol::frame::{Frame, FrameDecoder, FrameWriter, Hello};
-use escapement_protocol::{
-    EventSpec, MonoNs, Sequence, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings, WallMs,
+use escapement_protocol::frame::{
+    self, AdminRequest, Frame, FrameDecoder, FrameWriter, Hello, Items, Subscribe,
 };
-use escapement_wal::memory::MemDisk;
+use escapement_protocol::{
+    ErrorCode, EventSpec, MonoNs, Sequence, SubscriptionId, SubscriptionSettings, TopicId, TopicSettings,
+    WallMs,
+};
+use escapement_wal::memory::{Faults, MemDisk};
 use escapement_wal::{LogIdentity, WalConfig, format_log, open};
 
 use super::*;
@@ -63,22 +66,35 @@ fn event() -> Vec<u8> {
     event
 }
 
+fn shard_config(shard: u16, shard_count: u16) -> ShardConfig {
+    ShardConfig {
+        shard: ShardId(shard),
+        shard_count,
+        memory_bytes_max: 1 << 30,
+        admission_per_s: 0,
+        block_size_bytes_max: 64 * 1024,
+        horizon_ms: 60_000,
+        run_size_bytes: 64 * 1024,
+        names_run_size_bytes: 1 << 20,
+        batch_count_max: BATCH,
+        seed: 1,
+    }
+}
+
+/// A new log, and the disk that it is on.
+fn new_log(shard: u16, shard_count: u16) -> (LocalWal, MemDisk) {
+    let identity = LogIdentity { cluster: 1, shard: ShardId(shard), shard_count };
+    let (mut disk, wal) = (MemDisk::new(1), WalConfig::tiny());
+    format_log(&mut disk, identity, &wal).expect("a new log");
+    let (log, _) = open(&mut disk, identity, &wal, &mut |_| {}).expect("a new log opens");
+    (log, disk)
+}
+
 /// A core of shards in which so many hundred events are due after a millisecond.
 fn core_with_due(hundreds: &[u32]) -> Core<u32> {
     let shard_count = hundreds.len() as u16;
     let opened = hundreds.iter().zip(0..).map(|(hundreds, shard)| {
-        let mut state = Shard::new(ShardConfig {
-            shard: ShardId(shard),
-            shard_count,
-            memory_bytes_max: 1 << 30,
-            admission_per_s: 0,
-            block_size_bytes_max: 64 * 1024,
-            horizon_ms: 60_000,
-            run_size_bytes: 64 * 1024,
-            names_run_size_bytes: 1 << 20,
-            batch_count_max: BATCH,
-            seed: 1,
-        });
+        let mut state = Shard::new(shard_config(shard, shard_count));
         let (mut records, mut count) = (Vec::new(), 0);
         let mut writer = RecordWriter::new(&mut records, &mut count);
         writer.topic(TopicId(1), 1, &TopicSettings { name: "t".into(), ..TopicSettings::default() });
@@ -91,11 +107,7 @@ fn core_with_due(hundreds: &[u32]) -> Core<u32> {
         }
         state.apply_block(2, &records, &mut escapement_engine::Effects::default()).expect("its own records");
         state.recovered(at_ms(0), Epoch(1));
-        let identity = LogIdentity { cluster: 1, shard: ShardId(shard), shard_count };
-        let (mut disk, wal) = (MemDisk::new(1), WalConfig::tiny());
-        format_log(&mut disk, identity, &wal).expect("a new log");
-        let (log, _) = open(&mut disk, identity, &wal, &mut |_| {}).expect("a new log opens");
-        Some((state, log))
+        Some((state, new_log(shard, shard_count).0))
     });
     Core::new(config(&vec![Some(Epoch(1)); hundreds.len()]), opened.collect())
 }
@@ -132,4 +144,107 @@ fn a_turn_is_as_long_for_four_shards_that_are_behind_as_for_one() {
         core.finish_turn(at_ms(1));
         assert_eq!(tasks(&core), BATCHES_PER_TURN * BATCH, "of {shards} shards");
     }
+}
+
+/// Two cores of one shard each. The second missed a topic, and its disk does as `faults` say.
+#[track_caller]
+fn assert_both_listen_once_the_second_catches_up(faults: Faults) {
+    let mut first = Shard::new(shard_config(0, 2));
+    let (mut records, mut count) = (Vec::new(), 0);
+    let settings = TopicSettings { name: "t".into(), ..TopicSettings::default() };
+    RecordWriter::new(&mut records, &mut count).topic(TopicId(1), 1, &settings);
+    first.apply_block(2, &records, &mut escapement_engine::Effects::default()).expect("its own records");
+    let mut second = Shard::new(shard_config(1, 2));
+    for shard in [&mut first, &mut second] {
+        shard.recovered(at_ms(0), Epoch(1));
+    }
+    let (version, missed) = newest_control([&first, &second]);
+    let ((log, _), (second_log, mut disk)) = (new_log(0, 2), new_log(1, 2));
+    disk.set_faults(faults);
+    let both = CoreConfig { core_count: 2, ..config(&[Some(Epoch(1)); 2]) };
+    let mut first: Core<u32> = Core::new(both.clone(), vec![Some((first, log))]);
+    let mut second: Core<u32> = Core::new(CoreConfig { core: 1, ..both }, vec![Some((second, second_log))]);
+    first.catch_up(at_ms(0), version, &missed);
+    second.catch_up(at_ms(0), version, &missed);
+    let mut turns_deaf = 0;
+    while !(first.may_read(7) && second.may_read(7)) {
+        assert!(turns_deaf < 100, "neither listens");
+        turns_deaf += 1;
+        if let Some(completion) = disk.step() {
+            second.disk_completed(at_ms(0), ShardId(1), completion);
+        }
+        second.receive(at_ms(0), first.take_mail(1));
+        first.receive(at_ms(0), second.take_mail(0));
+        second.finish_turn(at_ms(0));
+        first.finish_turn(at_ms(0));
+        while let Some((_, op)) = second.poll_disk_op() {
+            disk.submit(op);
+        }
+        let knows =
+            second.shard(ShardId(1)).is_some_and(|shard| shard.registry().topic(TopicId(1)).is_some());
+        let is_out = second.failures().next().is_some();
+        assert!(
+            knows || is_out || !(first.may_read(7) || second.may_read(7)),
+            "somebody is listened to early"
+        );
+    }
+    assert!(turns_deaf > 1, "the second had something to write");
+}
+
+#[test]
+fn no_core_listens_before_the_shards_of_every_core_know_what_was_acknowledged() {
+    assert_both_listen_once_the_second_catches_up(Faults::default());
+}
+
+#[test]
+fn a_shard_that_stops_before_it_knows_is_not_waited_for() {
+    assert_both_listen_once_the_second_catches_up(Faults { write_fails_after: Some(0), ..Faults::default() });
+}
+
+/// Why a core whose shards' epochs are these refuses somebody who asks for a topic, and somebody who subscribes.
+fn refused_by(epochs: [Option<Epoch>; 2]) -> Vec<Option<ErrorCode>> {
+    let shards = (0..2).zip(epochs).map(|(shard, epoch)| {
+        epoch.map(|epoch| {
+            let mut state = Shard::new(shard_config(shard, 2));
+            state.recovered(at_ms(0), epoch);
+            (state, new_log(shard, 2).0)
+        })
+    });
+    let mut core: Core<u32> = Core::new(config(&epochs), shards.collect());
+    let hello = Frame::Hello(Hello { version: 1, client: "test" });
+    let get = Frame::Admin { request: 1, body: AdminRequest::GetTopic { name: "nowhere".into() } };
+    let credit = frame::Credit { tasks: 1, bytes: 1 };
+    let subscribe = Frame::Subscribe(Subscribe {
+        subscription: "nobody",
+        credit,
+        host: 0,
+        running: Items::from(&[][..]),
+    });
+    for (stream, frames) in [(0, vec![hello, get]), (1, vec![subscribe])] {
+        let mut bytes = Vec::new();
+        for frame in &frames {
+            FrameWriter::new().write(frame, &mut bytes).expect("small frames");
+        }
+        core.opened(stream);
+        core.bytes(at_ms(0), stream, &bytes).expect("sound frames");
+    }
+    let mut refused = Vec::new();
+    core.flush_replies(|stream, bytes| {
+        let error = |frame: Frame<'_>| {
+            if let Frame::Error(error) = frame {
+                refused.push((stream, ErrorCode::from_number(error.code)));
+            }
+            Ok(())
+        };
+        FrameDecoder::new().feed(&bytes, error).expect("frames");
+    });
+    refused.sort_by_key(|(stream, _)| *stream);
+    refused.into_iter().map(|(_, code)| code).collect()
+}
+
+#[test]
+fn nobody_is_told_that_something_is_unknown_while_shard_0_is_out() {
+    use ErrorCode::{Unavailable, UnknownSubscription, UnknownTopic};
+    assert_eq!(refused_by([Some(Epoch(1)), None]), [Some(UnknownTopic), Some(UnknownSubscription)]);
+    assert_eq!(refused_by([None, Some(Epoch(1))]), [Some(Unavailable); 2]);
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use escapement_protocol::ShardId;
+use escapement_protocol::{ErrorCode, ShardId};
 use escapement_wal::memory::{Faults, Rng};
 
 use super::clock::Clocks;
@@ -562,6 +562,13 @@ impl World {
     }
 
     fn client_frame(&mut self, who: Who, stream: u64, incarnation: u32, frame: super::control::Received) {
+        if let super::control::Received::Error { code, .. } = frame
+            && [ErrorCode::UnknownTopic as u16, ErrorCode::UnknownSubscription as u16].contains(&code)
+            && who != Who::Admin
+        {
+            // All others name only what was acknowledged before.
+            self.judge.breach(format!("{who:?} is told {:?}", ErrorCode::from_number(code)));
+        }
         match who {
             Who::Publisher(index) => self.publisher_frame(index, stream, incarnation, frame),
             Who::Subscriber(index) => self.subscriber_frame(index, stream, frame),
